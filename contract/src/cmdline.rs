@@ -1,0 +1,155 @@
+//! The contract as words of the kernel command line.
+//!
+//! `apppot.version=1` and the other tokens stand between spaces, among words that are not ours. A
+//! contract that does not fit, or that holds secrets, goes by another carrier and the command line
+//! says by which: `apppot.version=1 apppot.link=/dev/ttyS0 apppot.contract=link`.
+
+use std::os::unix::ffi::OsStrExt;
+
+use crate::contract::{Contract, Reader, VERSION};
+use crate::document;
+use crate::token::{Error, Token, Writer};
+
+/// Another carrier than the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// `Contract` frames on the link, sent when the agent has said hello.
+    Link,
+}
+
+/// A contract divided between the command line and another carrier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Words for the kernel command line; none holds a space.
+    pub words: Vec<String>,
+    /// The document for the other carrier, when there is one.
+    pub document: Option<String>,
+}
+
+/// What a kernel command line says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// No contract: an ordinary boot.
+    Absent,
+    /// The whole contract.
+    Here(Box<Contract>),
+    /// The contract is elsewhere; `link` is the link's device file.
+    Elsewhere {
+        /// Where to look.
+        carrier: Carrier,
+        /// `apppot.link`, which is needed to look there.
+        link: std::path::PathBuf,
+    },
+}
+
+/// Writes `contract` as words, in at most `limit` bytes with the spaces between them, or else as a
+/// document for `other`. A contract with an environment always goes by `other`: a guest's command
+/// line is readable to every process in it.
+///
+/// # Errors
+/// The contract does not fit and there is no other carrier, or it has no link to go by, or it is
+/// longer than a document may be.
+pub fn encode(contract: &Contract, limit: usize, other: Option<Carrier>) -> Result<Encoded, Error> {
+    let mut out = start();
+    contract.write(&mut out);
+    let words = out.finish();
+    let len: usize = words.iter().map(|word| word.len() + 1).sum();
+    if len <= limit && (contract.env.is_empty() || other.is_none()) {
+        return Ok(Encoded {
+            words,
+            document: None,
+        });
+    }
+    let Some(Carrier::Link) = other else {
+        return Err(too_long(len, limit));
+    };
+    let link = contract
+        .link
+        .as_ref()
+        .ok_or_else(|| Error::new(b"apppot.contract=link", "needs apppot.link"))?;
+    let document = document::encode(contract);
+    if document.len() > document::MAX_LEN {
+        return Err(too_long(document.len(), document::MAX_LEN));
+    }
+    let mut out = start();
+    out.add("link", link.as_os_str().as_bytes());
+    out.add("contract", "link");
+    Ok(Encoded {
+        words: out.finish(),
+        document: Some(document),
+    })
+}
+
+fn start() -> Writer {
+    let mut out = Writer::default();
+    out.add("version", VERSION.to_string());
+    out
+}
+
+fn too_long(len: usize, limit: usize) -> Error {
+    Error::new(
+        b"apppot.arg, apppot.env",
+        &format!("make {len} bytes with the rest, {limit} is the most"),
+    )
+}
+
+/// Reads a kernel command line, as `/proc/cmdline` has it.
+///
+/// # Errors
+/// A word with our prefix that cannot be understood; the error names it.
+pub fn decode(line: &[u8]) -> Result<Found, Error> {
+    let mut tokens = Vec::new();
+    for word in line.split(u8::is_ascii_whitespace) {
+        // TERM= alone is no contract: kernels hand it to init on every boot.
+        tokens.extend(Token::parse(word)?);
+    }
+    if !tokens.iter().any(|token| token.key != crate::token::TERM) {
+        return Ok(Found::Absent);
+    }
+    take_version(&mut tokens)?;
+    if let Some(elsewhere) = elsewhere(&tokens)? {
+        return Ok(elsewhere);
+    }
+    let mut reader = Reader::default();
+    for token in &tokens {
+        reader.take(token)?;
+    }
+    Ok(Found::Here(Box::new(reader.finish()?)))
+}
+
+fn take_version(tokens: &mut Vec<Token>) -> Result<(), Error> {
+    let at = tokens
+        .iter()
+        .position(|token| token.key == "version")
+        .ok_or_else(|| Error::new(b"apppot.version", "is missing"))?;
+    let token = tokens.remove(at);
+    if token.value == VERSION.to_string() {
+        Ok(())
+    } else {
+        Err(token.error("is another version than 1"))
+    }
+}
+
+fn elsewhere(tokens: &[Token]) -> Result<Option<Found>, Error> {
+    let Some(token) = tokens.iter().find(|token| token.key == "contract") else {
+        return Ok(None);
+    };
+    if token.value != "link" {
+        return Err(token.error("names an unknown carrier"));
+    }
+    let mut reader = Reader::default();
+    for other in tokens.iter().filter(|other| *other != token) {
+        if !matches!(other.key, "link" | crate::token::TERM) {
+            return Err(other.error("stands beside apppot.contract"));
+        }
+        reader.take(other)?;
+    }
+    let link = reader
+        .finish()?
+        .link
+        .ok_or_else(|| token.error("needs apppot.link"))?;
+    Ok(Some(Found::Elsewhere {
+        carrier: Carrier::Link,
+        link,
+    }))
+}

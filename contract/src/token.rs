@@ -1,0 +1,212 @@
+//! The grammar: `apppot.key=value` tokens, the same on every carrier.
+
+use std::fmt;
+
+use crate::percent;
+
+/// What every key of ours starts with.
+pub const PREFIX: &str = "apppot.";
+
+/// The one key without the prefix, as the first AppPot had it: the terminal type.
+pub const TERM: &str = "TERM";
+
+/// One `key=value` of the contract: the key without its prefix, the value still encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token<'a> {
+    /// The key without `apppot.`, or [`TERM`].
+    pub key: &'a str,
+    /// The value as it stands on the carrier.
+    pub value: &'a str,
+}
+
+impl<'a> Token<'a> {
+    /// Reads one word or line. `None` when it is a foreign word (it has neither our prefix nor is
+    /// it `TERM=`).
+    ///
+    /// # Errors
+    /// A word with our prefix that is not `apppot.key=value` in ASCII.
+    pub fn parse(word: &'a [u8]) -> Result<Option<Self>, Error> {
+        let ours = word.starts_with(PREFIX.as_bytes());
+        if !ours && !word.starts_with(b"TERM=") {
+            return Ok(None);
+        }
+        let text = std::str::from_utf8(word)
+            .ok()
+            .filter(|text| text.is_ascii())
+            .ok_or_else(|| Error::new(word, "is not ASCII"))?;
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| Error::new(word, "has no '='"))?;
+        let key = if ours { &key[PREFIX.len()..] } else { key };
+        if key.is_empty() {
+            return Err(Error::new(word, "has no key"));
+        }
+        Ok(Some(Token { key, value }))
+    }
+
+    /// The value's bytes.
+    ///
+    /// # Errors
+    /// A bad percent-escape.
+    pub fn bytes(&self) -> Result<Vec<u8>, Error> {
+        self.decode(self.value)
+    }
+
+    /// The fields of a comma-separated value, each decoded.
+    ///
+    /// # Errors
+    /// A bad percent-escape, or another number of fields than `N`.
+    pub fn fields<const N: usize>(&self) -> Result<[Vec<u8>; N], Error> {
+        let fields = self
+            .value
+            .split(',')
+            .map(|field| self.decode(field))
+            .collect::<Result<Vec<_>, _>>()?;
+        let found = fields.len();
+        fields
+            .try_into()
+            .map_err(|_| self.error(&format!("has {found} fields where {N} belong")))
+    }
+
+    fn decode(&self, text: &str) -> Result<Vec<u8>, Error> {
+        percent::decode(text.as_bytes())
+            .map_err(|_| self.error("has a byte that is neither plain nor a %XX escape"))
+    }
+
+    /// An error about this token.
+    #[must_use]
+    pub fn error(&self, what: &str) -> Error {
+        Error::new(self.to_string().as_bytes(), what)
+    }
+}
+
+impl fmt::Display for Token<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = if self.key == TERM { "" } else { PREFIX };
+        write!(f, "{prefix}{}={}", self.key, self.value)
+    }
+}
+
+/// Tokens being written: the other direction of [`Token`].
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    tokens: Vec<String>,
+}
+
+impl Writer {
+    /// Adds `apppot.key=value` (or `TERM=value`), the value encoded as a whole.
+    pub(crate) fn add(&mut self, key: &str, value: impl AsRef<[u8]>) {
+        let mut token = Self::start(key);
+        percent::encode(value.as_ref(), &mut token);
+        self.tokens.push(token);
+    }
+
+    /// Adds a comma-separated value, each field encoded.
+    pub(crate) fn add_fields(&mut self, key: &str, fields: &[&[u8]]) {
+        let mut token = Self::start(key);
+        for (index, field) in fields.iter().enumerate() {
+            if index > 0 {
+                token.push(',');
+            }
+            percent::encode_field(field, &mut token);
+        }
+        self.tokens.push(token);
+    }
+
+    fn start(key: &str) -> String {
+        let prefix = if key == TERM { "" } else { PREFIX };
+        format!("{prefix}{key}=")
+    }
+
+    pub(crate) fn finish(self) -> Vec<String> {
+        self.tokens
+    }
+}
+
+/// A contract or report that cannot be understood: the token and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    token: String,
+    what: String,
+}
+
+impl Error {
+    /// `token` is quoted in the message, shortened where it is long and made printable.
+    #[must_use]
+    pub fn new(token: &[u8], what: &str) -> Self {
+        const SHOWN: usize = 80;
+        let mut shown = token[..token.len().min(SHOWN)].escape_ascii().to_string();
+        if token.len() > SHOWN {
+            shown.push('…');
+        }
+        Error {
+            token: shown,
+            what: what.to_owned(),
+        }
+    }
+
+    /// The token that is at fault, made printable and shortened.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "boot argument '{}' {}", self.token, self.what)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_words_are_not_tokens() {
+        for word in [
+            "quiet",
+            "root=/dev/sda",
+            "apppot",
+            "term=x",
+            "TERMINAL=x",
+            "",
+        ] {
+            assert_eq!(Token::parse(word.as_bytes()), Ok(None), "{word}");
+        }
+    }
+
+    #[test]
+    fn key_and_value_are_split_at_the_first_equals_sign() {
+        let token = Token::parse(b"apppot.env=A%3Db").unwrap().unwrap();
+        assert_eq!((token.key, token.value), ("env", "A%3Db"));
+        let token = Token::parse(b"TERM=xterm").unwrap().unwrap();
+        assert_eq!((token.key, token.value), ("TERM", "xterm"));
+        assert_eq!(token.to_string(), "TERM=xterm");
+    }
+
+    #[test]
+    fn malformed_tokens_are_named() {
+        for word in ["apppot.arg", "apppot.=x", "apppot.é=1"] {
+            let error = Token::parse(word.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains("apppot."), "{error}");
+        }
+    }
+
+    #[test]
+    fn fields_are_counted() {
+        let token = Token::parse(b"apppot.mount=a,b%2Cc,").unwrap().unwrap();
+        let [a, b, c] = token.fields::<3>().unwrap();
+        assert_eq!(
+            (a.as_slice(), b.as_slice(), c.as_slice()),
+            (&b"a"[..], &b"b,c"[..], &b""[..])
+        );
+        assert!(token
+            .fields::<2>()
+            .unwrap_err()
+            .to_string()
+            .contains("3 fields where 2"));
+    }
+}
