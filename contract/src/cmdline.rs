@@ -4,11 +4,12 @@
 //! contract that does not fit, or that holds secrets, goes by another carrier and the command line
 //! says by which: `apppot.version=1 apppot.link=/dev/ttyS0 apppot.contract=link`.
 
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::contract::{Contract, Reader, VERSION};
 use crate::document;
-use crate::token::{Error, Token, Writer};
+use crate::token::{Error, Token, Writer, PREFIX, TERM};
 
 /// Another carrier than the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +48,14 @@ pub enum Found {
 /// line is readable to every process in it.
 ///
 /// # Errors
-/// The contract does not fit and there is no other carrier, or it has no link to go by, or it is
-/// longer than a document may be.
+/// The contract does not stand [`Contract::check`], or does not fit and there is no other carrier,
+/// or it has no link to go by, or it is longer than a document may be.
 pub fn encode(contract: &Contract, limit: usize, other: Option<Carrier>) -> Result<Encoded, Error> {
+    contract.check()?;
     let mut out = start();
     contract.write(&mut out);
     let words = out.finish();
-    let len: usize = words.iter().map(|word| word.len() + 1).sum();
+    let len = length(&words);
     if len <= limit && (contract.env.is_empty() || other.is_none()) {
         return Ok(Encoded {
             words,
@@ -61,7 +63,7 @@ pub fn encode(contract: &Contract, limit: usize, other: Option<Carrier>) -> Resu
         });
     }
     let Some(Carrier::Link) = other else {
-        return Err(too_long(len, limit));
+        return Err(too_long(&words, len, limit));
     };
     let link = contract
         .link
@@ -69,13 +71,18 @@ pub fn encode(contract: &Contract, limit: usize, other: Option<Carrier>) -> Resu
         .ok_or_else(|| Error::new(b"apppot.contract=link", "needs apppot.link"))?;
     let document = document::encode(contract);
     if document.len() > document::MAX_LEN {
-        return Err(too_long(document.len(), document::MAX_LEN));
+        return Err(too_long(&words, document.len(), document::MAX_LEN));
     }
     let mut out = start();
     out.add("link", link.as_os_str().as_bytes());
     out.add("contract", "link");
+    let words = out.finish();
+    let len = length(&words);
+    if len > limit {
+        return Err(too_long(&words, len, limit));
+    }
     Ok(Encoded {
-        words: out.finish(),
+        words,
         document: Some(document),
     })
 }
@@ -86,10 +93,26 @@ fn start() -> Writer {
     out
 }
 
-fn too_long(len: usize, limit: usize) -> Error {
+/// What the words take on a command line, each with the space that parts it from its neighbour.
+fn length(words: &[String]) -> usize {
+    words.iter().map(|word| word.len() + 1).sum()
+}
+
+/// Names what to make shorter: the longest word of the key whose words are the longest together.
+fn too_long(words: &[String], len: usize, limit: usize) -> Error {
+    let mut keys: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for word in words {
+        let key = word.split('=').next().unwrap_or_default();
+        let (total, longest) = keys.entry(key).or_default();
+        *total += word.len();
+        if word.len() > longest.len() {
+            *longest = word;
+        }
+    }
+    let largest = keys.into_values().max_by_key(|(total, _)| *total);
     Error::new(
-        b"apppot.arg, apppot.env",
-        &format!("make {len} bytes with the rest, {limit} is the most"),
+        largest.map(|(_, word)| word.as_bytes()).unwrap_or_default(),
+        &format!("makes the contract too long: {len} bytes, {limit} is the most"),
     )
 }
 
@@ -98,15 +121,17 @@ fn too_long(len: usize, limit: usize) -> Error {
 /// # Errors
 /// A word with our prefix that cannot be understood; the error names it.
 pub fn decode(line: &[u8]) -> Result<Found, Error> {
-    let mut tokens = Vec::new();
-    for word in line.split(u8::is_ascii_whitespace) {
-        // TERM= alone is no contract: kernels hand it to init on every boot.
-        tokens.extend(Token::parse(word)?);
-    }
-    if !tokens.iter().any(|token| token.key != crate::token::TERM) {
+    let words = || line.split(u8::is_ascii_whitespace);
+    // TERM= alone is no contract: people hand it to init on ordinary boots.
+    if !words().any(|word| word.starts_with(PREFIX.as_bytes())) {
         return Ok(Found::Absent);
     }
-    take_version(&mut tokens)?;
+    let mut tokens = Vec::new();
+    for word in words() {
+        tokens.extend(Token::parse(word)?);
+    }
+    check_version(&tokens)?;
+    tokens.retain(|token| token.key != "version");
     if let Some(elsewhere) = elsewhere(&tokens)? {
         return Ok(elsewhere);
     }
@@ -117,29 +142,41 @@ pub fn decode(line: &[u8]) -> Result<Found, Error> {
     Ok(Found::Here(Box::new(reader.finish()?)))
 }
 
-fn take_version(tokens: &mut Vec<Token>) -> Result<(), Error> {
-    let at = tokens
-        .iter()
-        .position(|token| token.key == "version")
-        .ok_or_else(|| Error::new(b"apppot.version", "is missing"))?;
-    let token = tokens.remove(at);
-    if token.value == VERSION.to_string() {
-        Ok(())
-    } else {
-        Err(token.error("is another version than 1"))
+/// The token of a key that may come once.
+fn only<'a>(tokens: &[Token<'a>], key: &str) -> Result<Option<Token<'a>>, Error> {
+    let mut found = tokens.iter().filter(|token| token.key == key);
+    let first = found.next().copied();
+    match found.next() {
+        Some(again) => Err(again.error("repeats a key")),
+        None => Ok(first),
+    }
+}
+
+fn check_version(tokens: &[Token]) -> Result<(), Error> {
+    match only(tokens, "version")? {
+        Some(token) if token.value == VERSION.to_string() => Ok(()),
+        Some(token) => Err(token.error("is another version than 1")),
+        None => {
+            let key = tokens
+                .iter()
+                .map(|token| token.key)
+                .find(|&key| key != TERM);
+            let what = format!("is missing beside apppot.{}", key.unwrap_or_default());
+            Err(Error::new(b"apppot.version", &what))
+        }
     }
 }
 
 fn elsewhere(tokens: &[Token]) -> Result<Option<Found>, Error> {
-    let Some(token) = tokens.iter().find(|token| token.key == "contract") else {
+    let Some(token) = only(tokens, "contract")? else {
         return Ok(None);
     };
     if token.value != "link" {
         return Err(token.error("names an unknown carrier"));
     }
     let mut reader = Reader::default();
-    for other in tokens.iter().filter(|other| *other != token) {
-        if !matches!(other.key, "link" | crate::token::TERM) {
+    for other in tokens.iter().filter(|other| other.key != "contract") {
+        if !matches!(other.key, "link" | TERM) {
             return Err(other.error("stands beside apppot.contract"));
         }
         reader.take(other)?;
@@ -153,3 +190,6 @@ fn elsewhere(tokens: &[Token]) -> Result<Option<Found>, Error> {
         link,
     }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@
 //! Both sides compile this one crate; it depends on nothing of ours. The reference for those who
 //! write another agent is `docs/contract.md`.
 
+#![forbid(unsafe_code)]
+
 pub mod cmdline;
 mod contract;
 pub mod document;

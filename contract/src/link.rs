@@ -94,7 +94,8 @@ impl<'a> Frame<'a> {
     /// Appends the frame's bytes to `out`.
     ///
     /// # Panics
-    /// When the payload is longer than [`MAX_PAYLOAD`]: the sender cuts streams into frames.
+    /// When the payload is longer than [`MAX_PAYLOAD`]: the sender cuts streams into frames. A text
+    /// that is too long for [`Frame::Log`] is cut off instead.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match *self {
             Frame::Hello { protocol, agent } => put(out, kind::HELLO, &[&[protocol], agent]),
@@ -120,7 +121,7 @@ impl<'a> Frame<'a> {
             }
             Frame::Signal(number) => put(out, kind::SIGNAL, &[&[number]]),
             Frame::Shutdown => put(out, kind::SHUTDOWN, &[]),
-            Frame::Log(text) => put(out, kind::LOG, &[text]),
+            Frame::Log(text) => put(out, kind::LOG, &[&text[..text.len().min(MAX_PAYLOAD)]]),
             Frame::Report(text) => put(out, kind::REPORT, &[text]),
         }
     }
@@ -247,35 +248,67 @@ pub struct Decoder {
     buffer: Vec<u8>,
     /// Start of what has not been handed out.
     start: usize,
+    /// Why the stream cannot be read any further.
+    failed: Option<LinkError>,
 }
 
 impl Decoder {
     /// Adds bytes that were read. Call [`Decoder::next`] until it has no more before adding again.
+    /// After an error nothing is added any more: a sender of nonsense cannot fill the memory.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.start = 0;
+        if self.failed.is_some() {
+            self.buffer.clear();
+            return;
+        }
+        debug_assert!(
+            self.buffer.len() < HEADER + MAX_PAYLOAD,
+            "fed before all frames were taken"
+        );
         self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole frame, `None` when more bytes are needed.
     ///
     /// # Errors
-    /// The stream holds something that is no frame; it cannot be read any further.
+    /// The stream holds something that is no frame; it cannot be read any further, and every later
+    /// call gives the same error.
     #[allow(clippy::should_implement_trait)] // It lends from the decoder: no Iterator can.
     pub fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
-        let rest = &self.buffer[self.start..];
-        let Some((header, rest)) = rest.split_at_checked(HEADER) else {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let (kind, len) = match header(&self.buffer[self.start..]) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                self.failed = Some(error);
+                return Err(error);
+            }
+        };
+        let from = self.start + HEADER;
+        let Some(payload) = self.buffer.get(from..from + len) else {
             return Ok(None);
         };
-        let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
-        let len = usize::try_from(length)
-            .ok()
-            .filter(|&len| len <= MAX_PAYLOAD)
-            .ok_or(LinkError::TooLong { length })?;
-        let Some(payload) = rest.get(..len) else {
-            return Ok(None);
-        };
-        self.start += HEADER + len;
-        Frame::decode(header[0], payload).map(Some)
+        self.start = from + len;
+        let frame = Frame::decode(kind, payload);
+        self.failed = frame.err();
+        frame.map(Some)
     }
 }
+
+/// Type and length of the frame that `bytes` start with, `None` when more bytes are needed.
+fn header(bytes: &[u8]) -> Result<Option<(u8, usize)>, LinkError> {
+    let Some(&[kind, a, b, c, d]) = bytes.first_chunk::<HEADER>() else {
+        return Ok(None);
+    };
+    let length = u32::from_be_bytes([a, b, c, d]);
+    match usize::try_from(length) {
+        Ok(len) if len <= MAX_PAYLOAD => Ok(Some((kind, len))),
+        _ => Err(LinkError::TooLong { length }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::token::{Error, Token, Writer};
+use crate::link;
+use crate::token::{number, Error, Token, Writer};
 
 /// How the workload ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub enum Outcome {
     },
     /// A signal ended it.
     Signalled {
-        /// The signal's number in the guest.
+        /// The signal's number in the guest, 1 to 127.
         signal: u8,
     },
     /// The deadline passed and the agent ended it.
@@ -65,10 +66,14 @@ pub struct Report {
     pub usage: Usage,
 }
 
-const FIRST_LINE: &[u8] = b"#apppot-report/1";
+const MAGIC: &[u8] = b"#apppot-report/";
+const VERSION: &[u8] = b"1";
+
+/// The longest text that a report carries, bytes. Escaped, two of them fit into a frame of the link.
+const MAX_TEXT: usize = 8 << 10;
 
 impl Report {
-    /// Writes the report as a document.
+    /// Writes the report as a document. It fits into one frame of the link: long texts are cut off.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
@@ -84,16 +89,16 @@ impl Report {
             Outcome::TimedOut => out.add("outcome", "timed-out"),
             Outcome::NotFound { reason } => {
                 out.add("outcome", "not-found");
-                out.add("reason", reason);
+                out.add("reason", shortened(reason));
             }
             Outcome::NotExecutable { reason } => {
                 out.add("outcome", "not-executable");
-                out.add("reason", reason);
+                out.add("reason", shortened(reason));
             }
             Outcome::Failed { step, reason } => {
                 out.add("outcome", "failed");
-                out.add("step", step);
-                out.add("reason", reason);
+                out.add("step", shortened(step));
+                out.add("reason", shortened(reason));
             }
         }
         let Usage {
@@ -107,10 +112,11 @@ impl Report {
             ("user-us", user),
             ("system-us", system),
         ] {
-            out.add(key, time.as_micros().to_string());
+            let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            out.add(key, micros.to_string());
         }
         out.add("max-rss-kib", max_rss_kib.to_string());
-        let mut text = FIRST_LINE.to_vec();
+        let mut text = [MAGIC, VERSION].concat();
         for token in out.finish() {
             text.push(b'\n');
             text.extend(token.bytes());
@@ -124,73 +130,136 @@ impl Report {
     /// # Errors
     /// No report, or a token that does not belong into one; the error names it.
     pub fn decode(text: &[u8]) -> Result<Self, Error> {
-        let mut lines = text.split(|&byte| byte == b'\n');
-        let first = lines.next().unwrap_or_default();
-        if first != FIRST_LINE {
-            return Err(Error::new(first, "is not the first line of a report"));
-        }
-        let mut fields = Fields::default();
-        for line in lines.filter(|line| !line.is_empty()) {
-            let token =
-                Token::parse(line)?.ok_or_else(|| Error::new(line, "has no place in a report"))?;
-            fields.take(&token)?;
-        }
-        fields.finish()
+        read(text).map_err(Error::of_report)
     }
+}
+
+fn read(text: &[u8]) -> Result<Report, Error> {
+    let mut lines = text.split(|&byte| byte == b'\n');
+    let first = lines.next().unwrap_or_default();
+    match first.strip_prefix(MAGIC) {
+        Some(VERSION) => {}
+        Some(_) => return Err(Error::new(first, "is another version than 1")),
+        None => return Err(Error::new(first, "is not the first line of a report")),
+    }
+    if text.len() > link::MAX_PAYLOAD {
+        let most = link::MAX_PAYLOAD;
+        let what = format!(
+            "is followed by too much: {} bytes, {most} is the most",
+            text.len()
+        );
+        return Err(Error::new(first, &what));
+    }
+    let mut fields = Fields::default();
+    for line in lines.filter(|line| !line.is_empty()) {
+        let token =
+            Token::parse(line)?.ok_or_else(|| Error::new(line, "has no place in a report"))?;
+        fields.take(&token)?;
+    }
+    fields.finish()
+}
+
+/// The start of `text` that a report carries.
+fn shortened(text: &str) -> &str {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// The tokens of a report, each at most once.
 #[derive(Default)]
 struct Fields {
     outcome: Option<String>,
-    number: Option<u8>,
+    status: Option<u8>,
+    signal: Option<u8>,
     step: Option<String>,
     reason: Option<String>,
-    usage: Usage,
+    elapsed: Option<u64>,
+    user: Option<u64>,
+    system: Option<u64>,
+    max_rss: Option<u64>,
 }
 
 impl Fields {
     fn take(&mut self, token: &Token) -> Result<(), Error> {
         match token.key {
             "outcome" => set(token, &mut self.outcome, text(token)?),
-            "status" | "signal" => set(token, &mut self.number, number(token)?),
+            "status" => set(token, &mut self.status, number(token)?),
+            "signal" => set(token, &mut self.signal, signal(token)?),
             "step" => set(token, &mut self.step, text(token)?),
             "reason" => set(token, &mut self.reason, text(token)?),
-            "elapsed-us" => micros(token, &mut self.usage.elapsed),
-            "user-us" => micros(token, &mut self.usage.user),
-            "system-us" => micros(token, &mut self.usage.system),
-            "max-rss-kib" => {
-                self.usage.max_rss_kib = number(token)?;
-                Ok(())
-            }
+            "elapsed-us" => set(token, &mut self.elapsed, number(token)?),
+            "user-us" => set(token, &mut self.user, number(token)?),
+            "system-us" => set(token, &mut self.system, number(token)?),
+            "max-rss-kib" => set(token, &mut self.max_rss, number(token)?),
             _ => Err(token.error("has no place in a report")),
         }
     }
 
-    fn finish(self) -> Result<Report, Error> {
-        let missing = |what: &str| Error::new(b"apppot.outcome", &format!("needs apppot.{what}"));
-        let reason = || self.reason.clone().ok_or_else(|| missing("reason"));
-        let outcome = match self.outcome.as_deref() {
-            Some("exited") => Outcome::Exited {
-                status: self.number.ok_or_else(|| missing("status"))?,
-            },
-            Some("signalled") => Outcome::Signalled {
-                signal: self.number.ok_or_else(|| missing("signal"))?,
-            },
-            Some("timed-out") => Outcome::TimedOut,
-            Some("not-found") => Outcome::NotFound { reason: reason()? },
-            Some("not-executable") => Outcome::NotExecutable { reason: reason()? },
-            Some("failed") => Outcome::Failed {
-                step: self.step.clone().ok_or_else(|| missing("step"))?,
-                reason: reason()?,
-            },
-            Some(other) => return Err(Error::new(other.as_bytes(), "is an unknown outcome")),
-            None => return Err(Error::new(b"apppot.outcome", "is missing")),
+    fn finish(mut self) -> Result<Report, Error> {
+        let outcome = self.outcome()?;
+        let time = |micros: Option<u64>| Duration::from_micros(micros.unwrap_or_default());
+        let usage = Usage {
+            elapsed: time(self.elapsed),
+            user: time(self.user),
+            system: time(self.system),
+            max_rss_kib: self.max_rss.unwrap_or_default(),
         };
-        Ok(Report {
-            outcome,
-            usage: self.usage,
+        self.nothing_left()?;
+        Ok(Report { outcome, usage })
+    }
+
+    fn outcome(&mut self) -> Result<Outcome, Error> {
+        let word = self
+            .outcome
+            .take()
+            .ok_or_else(|| Error::new(b"apppot.outcome", "is missing"))?;
+        let needs = |key: &str| {
+            let token = format!("apppot.outcome={word}");
+            Error::new(token.as_bytes(), &format!("needs apppot.{key}"))
+        };
+        Ok(match word.as_str() {
+            "exited" => Outcome::Exited {
+                status: self.status.take().ok_or_else(|| needs("status"))?,
+            },
+            "signalled" => Outcome::Signalled {
+                signal: self.signal.take().ok_or_else(|| needs("signal"))?,
+            },
+            "timed-out" => Outcome::TimedOut,
+            "not-found" => Outcome::NotFound {
+                reason: self.reason.take().ok_or_else(|| needs("reason"))?,
+            },
+            "not-executable" => Outcome::NotExecutable {
+                reason: self.reason.take().ok_or_else(|| needs("reason"))?,
+            },
+            "failed" => Outcome::Failed {
+                step: self.step.take().ok_or_else(|| needs("step"))?,
+                reason: self.reason.take().ok_or_else(|| needs("reason"))?,
+            },
+            other => {
+                let token = format!("apppot.outcome={other}");
+                return Err(Error::new(token.as_bytes(), "is an unknown outcome"));
+            }
         })
+    }
+
+    /// Refuses tokens that the outcome has not taken.
+    fn nothing_left(&self) -> Result<(), Error> {
+        let left = [
+            ("status", self.status.is_some()),
+            ("signal", self.signal.is_some()),
+            ("step", self.step.is_some()),
+            ("reason", self.reason.is_some()),
+        ];
+        match left.into_iter().find(|&(_, there)| there) {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::new(
+                format!("apppot.{key}").as_bytes(),
+                "does not go with the outcome",
+            )),
+        }
     }
 }
 
@@ -205,14 +274,13 @@ fn text(token: &Token) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&token.bytes()?).into_owned())
 }
 
-fn number<T: std::str::FromStr>(token: &Token) -> Result<T, Error> {
-    token
-        .value
-        .parse()
-        .map_err(|_| token.error("is no number, or one that is too large"))
+/// A signal that 128 can be added to.
+fn signal(token: &Token) -> Result<u8, Error> {
+    match number(token)? {
+        number @ 1..=127 => Ok(number),
+        _ => Err(token.error("is no signal")),
+    }
 }
 
-fn micros(token: &Token, slot: &mut Duration) -> Result<(), Error> {
-    *slot = Duration::from_micros(number(token)?);
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! The grammar: `apppot.key=value` tokens, the same on every carrier.
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::percent;
 
@@ -41,6 +42,9 @@ impl<'a> Token<'a> {
         if key.is_empty() {
             return Err(Error::new(word, "has no key"));
         }
+        if ours && key == TERM {
+            return Err(Error::new(word, "has a prefix that TERM does not take"));
+        }
         Ok(Some(Token { key, value }))
     }
 
@@ -57,15 +61,15 @@ impl<'a> Token<'a> {
     /// # Errors
     /// A bad percent-escape, or another number of fields than `N`.
     pub fn fields<const N: usize>(&self) -> Result<[Vec<u8>; N], Error> {
-        let fields = self
-            .value
-            .split(',')
-            .map(|field| self.decode(field))
-            .collect::<Result<Vec<_>, _>>()?;
-        let found = fields.len();
-        fields
-            .try_into()
-            .map_err(|_| self.error(&format!("has {found} fields where {N} belong")))
+        let found = self.value.split(',').count();
+        if found != N {
+            return Err(self.error(&format!("has {found} fields where {N} belong")));
+        }
+        let mut fields = [const { Vec::new() }; N];
+        for (field, text) in fields.iter_mut().zip(self.value.split(',')) {
+            *field = self.decode(text)?;
+        }
+        Ok(fields)
     }
 
     fn decode(&self, text: &str) -> Result<Vec<u8>, Error> {
@@ -85,6 +89,21 @@ impl fmt::Display for Token<'_> {
         let prefix = if self.key == TERM { "" } else { PREFIX };
         write!(f, "{prefix}{}={}", self.key, self.value)
     }
+}
+
+/// A value that is a decimal number, digits only.
+pub(crate) fn number<T: FromStr>(token: &Token) -> Result<T, Error> {
+    parse(token, token.value.as_bytes())
+}
+
+/// A decimal number, digits only, in `token`.
+pub(crate) fn parse<T: FromStr>(token: &Token, text: &[u8]) -> Result<T, Error> {
+    std::str::from_utf8(text)
+        .ok()
+        // FromStr also takes a leading '+'.
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| token.error("is no number, or one that is too large"))
 }
 
 /// Tokens being written: the other direction of [`Token`].
@@ -126,23 +145,33 @@ impl Writer {
 /// A contract or report that cannot be understood: the token and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
+    subject: &'static str,
     token: String,
     what: String,
 }
 
 impl Error {
-    /// `token` is quoted in the message, shortened where it is long and made printable.
+    /// `token` is quoted in the message, shortened where it is long and made printable. Values of
+    /// environment variables may be secrets and are left out.
     #[must_use]
     pub fn new(token: &[u8], what: &str) -> Self {
         const SHOWN: usize = 80;
+        let token = without_value(token);
         let mut shown = token[..token.len().min(SHOWN)].escape_ascii().to_string();
         if token.len() > SHOWN {
             shown.push('…');
         }
         Error {
+            subject: "boot argument",
             token: shown,
             what: what.to_owned(),
         }
+    }
+
+    /// The same error, said of a report.
+    pub(crate) fn of_report(mut self) -> Self {
+        self.subject = "report token";
+        self
     }
 
     /// The token that is at fault, made printable and shortened.
@@ -152,9 +181,27 @@ impl Error {
     }
 }
 
+/// A token without the value of an environment variable: `apppot.env=NAME`.
+fn without_value(token: &[u8]) -> &[u8] {
+    let Some(variable) = token.strip_prefix(b"apppot.env=") else {
+        return token;
+    };
+    let name = variable
+        .iter()
+        .enumerate()
+        .position(|(at, &byte)| {
+            byte == b'='
+                || variable[at..]
+                    .get(..3)
+                    .is_some_and(|escape| escape.eq_ignore_ascii_case(b"%3D"))
+        })
+        .unwrap_or(variable.len());
+    &token[..token.len() - variable.len() + name]
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "boot argument '{}' {}", self.token, self.what)
+        write!(f, "{} '{}' {}", self.subject, self.token, self.what)
     }
 }
 
@@ -189,9 +236,16 @@ mod tests {
 
     #[test]
     fn malformed_tokens_are_named() {
-        for word in ["apppot.arg", "apppot.=x", "apppot.é=1"] {
-            let error = Token::parse(word.as_bytes()).unwrap_err();
-            assert!(error.to_string().contains("apppot."), "{error}");
+        for (word, token, what) in [
+            ("apppot.arg", "'apppot.arg'", "has no '='"),
+            ("apppot.", "'apppot.'", "has no '='"),
+            ("apppot.=x", "'apppot.=x'", "has no key"),
+            ("apppot.é=1", "'apppot.\\xc3\\xa9=1'", "is not ASCII"),
+            ("TERM=é", "'TERM=\\xc3\\xa9'", "is not ASCII"),
+            ("apppot.TERM=x", "'apppot.TERM=x'", "TERM does not take"),
+        ] {
+            let error = Token::parse(word.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(token) && error.contains(what), "{error}");
         }
     }
 
@@ -208,5 +262,25 @@ mod tests {
             .unwrap_err()
             .to_string()
             .contains("3 fields where 2"));
+    }
+
+    #[test]
+    fn long_tokens_are_shortened() {
+        let error = Error::new("x".repeat(1000).as_bytes(), "is long");
+        assert_eq!(error.token(), format!("{}…", "x".repeat(80)));
+        let error = Error::new("x".repeat(80).as_bytes(), "is long");
+        assert_eq!(error.token(), "x".repeat(80));
+    }
+
+    #[test]
+    fn values_of_the_environment_are_not_quoted() {
+        for word in [
+            "apppot.env=KEY%3Dsecret%zz",
+            "apppot.env=KEY%3dsecret",
+            "apppot.env=KEY=secret",
+        ] {
+            assert_eq!(Error::new(word.as_bytes(), "").token(), "apppot.env=KEY");
+        }
+        assert_eq!(Error::new(b"apppot.env=%3", "").token(), "apppot.env=%3");
     }
 }

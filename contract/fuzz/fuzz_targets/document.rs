@@ -1,0 +1,16 @@
+//! Any document is decoded without a panic; a contract found in it stands its own check and is read
+//! the same again after it has been written.
+#![no_main]
+
+use apppot_contract::document::{decode, encode};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &[u8]| {
+    if let Ok(contract) = decode(text) {
+        assert_eq!(contract.check(), Ok(()));
+        let written = encode(&contract);
+        let again = decode(written.as_bytes()).expect("what was read can be written");
+        assert_eq!(again, contract);
+        assert_eq!(encode(&again), written);
+    }
+});

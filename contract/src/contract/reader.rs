@@ -1,0 +1,264 @@
+//! The contract from its tokens.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::{Boot, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes};
+use crate::token::{number, parse, Error, Token, TERM};
+
+/// What has been read so far: every key at most once, the repeated ones in order.
+#[derive(Default)]
+pub(crate) struct Reader {
+    contract: Contract,
+    /// Keys that may not come again; no longer than the list of known keys.
+    seen: Vec<String>,
+    filesystem: Option<(String, OsString)>,
+    writes: Option<Writes>,
+    user: Option<String>,
+    uid: Option<u32>,
+    group: Option<String>,
+    gid: Option<u32>,
+    groups: Vec<u32>,
+    argv: Vec<OsString>,
+    shell: bool,
+    size: Option<(u16, u16)>,
+    term: Option<String>,
+}
+
+impl Reader {
+    /// Takes one token.
+    ///
+    /// # Errors
+    /// An unknown or repeated key, or a value that the key does not take.
+    pub(crate) fn take(&mut self, token: &Token) -> Result<(), Error> {
+        match token.key {
+            "mount" => self.contract.mounts.push(Mount::read(token)?),
+            "arg" => self.argv.push(os(token)?),
+            "env" => self.contract.env.push(variable(token)?),
+            key if self.seen.iter().any(|seen| seen == key) => {
+                return Err(token.error("repeats a key"));
+            }
+            key => {
+                self.take_once(token)?;
+                self.seen.push(key.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn take_once(&mut self, token: &Token) -> Result<(), Error> {
+        let contract = &mut self.contract;
+        match token.key {
+            "id" => contract.id = name(token)?,
+            "link" => contract.link = Some(absolute(token, token.bytes()?)?),
+            "root" => {
+                let [filesystem, source] = token.fields::<2>()?;
+                if filesystem.is_empty() {
+                    return Err(token.error("names no filesystem"));
+                }
+                self.filesystem = Some((utf8(token, filesystem)?, without_nul(token, source)?));
+            }
+            "writes" => self.writes = Some(writes(token)?),
+            "jobdir" => contract.jobdir = absolute(token, token.bytes()?)?,
+            "tmpdir" => contract.tmpdir = Some(absolute(token, token.bytes()?)?),
+            "user" => self.user = Some(name(token)?),
+            "uid" => self.uid = Some(id(token, token.value)?),
+            "group" => self.group = Some(name(token)?),
+            "gid" => self.gid = Some(id(token, token.value)?),
+            "groups" => self.groups = ids(token)?,
+            "shell" if token.value == "yes" => self.shell = true,
+            "shell" => return Err(token.error("takes only 'yes'")),
+            "stdin" => contract.stdin = stdin(token)?,
+            "terminal" => {
+                let [rows, columns] = token.fields::<2>()?;
+                self.size = Some((parse(token, &rows)?, parse(token, &columns)?));
+            }
+            TERM => self.term = Some(utf8(token, token.bytes()?)?),
+            "hostname" => contract.hostname = Some(name(token)?),
+            "deadline" => {
+                let since = Duration::from_millis(number(token)?);
+                contract.deadline = Some(
+                    UNIX_EPOCH
+                        .checked_add(since)
+                        .ok_or_else(|| token.error("is too far away"))?,
+                );
+            }
+            "grace" => contract.grace = Duration::from_millis(number(token)?),
+            "boot" => contract.boot = boot(token)?,
+            "version" | "contract" => {
+                return Err(token.error("has its place on a command line only"))
+            }
+            _ => return Err(token.error("is not known to this version")),
+        }
+        Ok(())
+    }
+
+    /// The whole contract.
+    ///
+    /// # Errors
+    /// Keys that belong together and are not all there, or exclude each other.
+    pub(crate) fn finish(mut self) -> Result<Contract, Error> {
+        let mut contract = std::mem::take(&mut self.contract);
+        contract.root = self.root()?;
+        contract.user = self.user()?;
+        contract.workload = match (self.argv.is_empty(), self.shell) {
+            (false, false) => Workload::Command(self.argv),
+            (true, false) => Workload::Default,
+            (true, true) => Workload::Shell,
+            (false, true) => return Err(Error::new(b"apppot.shell", "excludes apppot.arg")),
+        };
+        contract.terminal = match (self.size, self.term) {
+            (Some((rows, columns)), term) => Some(Terminal {
+                term: term.unwrap_or_else(|| String::from("dumb")),
+                rows,
+                columns,
+            }),
+            // The console's type on a boot that is not ours to describe: nothing to do with a job.
+            (None, _) => None,
+        };
+        Ok(contract)
+    }
+
+    fn root(&mut self) -> Result<Option<Root>, Error> {
+        match (self.filesystem.take(), self.writes) {
+            (Some((filesystem, source)), writes) => Ok(Some(Root {
+                filesystem,
+                source,
+                writes: writes.unwrap_or(Writes::Memory),
+            })),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(Error::new(b"apppot.writes", "needs apppot.root")),
+        }
+    }
+
+    fn user(&mut self) -> Result<Option<User>, Error> {
+        let (name, group) = (self.user.take(), self.group.take());
+        if name.is_none() && group.is_none() && self.uid.is_none() && self.gid.is_none() {
+            return match self.groups.is_empty() {
+                true => Ok(None),
+                false => Err(Error::new(b"apppot.groups", "needs apppot.user")),
+            };
+        }
+        Ok(Some(User {
+            name: name.ok_or_else(|| part_of_user("user"))?,
+            uid: self.uid.ok_or_else(|| part_of_user("uid"))?,
+            group: group.ok_or_else(|| part_of_user("group"))?,
+            gid: self.gid.ok_or_else(|| part_of_user("gid"))?,
+            groups: std::mem::take(&mut self.groups),
+        }))
+    }
+}
+
+fn part_of_user(key: &str) -> Error {
+    Error::new(
+        format!("apppot.{key}").as_bytes(),
+        "is missing: apppot.user, .uid, .group and .gid belong together",
+    )
+}
+
+impl Mount {
+    fn read(token: &Token) -> Result<Self, Error> {
+        let [channel, source, target, access] = token.fields::<4>()?;
+        Ok(Mount {
+            channel: match channel.as_slice() {
+                b"hostfs" => Channel::Hostfs,
+                _ => return Err(token.error("names an unknown channel")),
+            },
+            source: without_nul(token, source)?,
+            target: absolute(token, target)?,
+            read_only: match access.as_slice() {
+                b"ro" => true,
+                b"rw" => false,
+                _ => return Err(token.error("is neither ro nor rw")),
+            },
+        })
+    }
+}
+
+fn without_nul(token: &Token, bytes: Vec<u8>) -> Result<OsString, Error> {
+    if bytes.contains(&0) {
+        return Err(token.error("holds a NUL byte"));
+    }
+    Ok(OsString::from_vec(bytes))
+}
+
+fn os(token: &Token) -> Result<OsString, Error> {
+    without_nul(token, token.bytes()?)
+}
+
+fn absolute(token: &Token, bytes: Vec<u8>) -> Result<PathBuf, Error> {
+    let path = PathBuf::from(without_nul(token, bytes)?);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(token.error("is no absolute path"))
+    }
+}
+
+fn utf8(token: &Token, bytes: Vec<u8>) -> Result<String, Error> {
+    let text = String::from_utf8(bytes).map_err(|_| token.error("is not UTF-8 text"))?;
+    if text.contains('\0') {
+        return Err(token.error("holds a NUL byte"));
+    }
+    Ok(text)
+}
+
+/// A name that goes into files such as `/etc/passwd`: no separator, no control character.
+fn name(token: &Token) -> Result<String, Error> {
+    let text = utf8(token, token.bytes()?)?;
+    let bad = |c: char| c.is_control() || matches!(c, ':' | '/' | ',');
+    if text.is_empty() || text.contains(bad) {
+        return Err(token.error("is no usable name"));
+    }
+    Ok(text)
+}
+
+/// A user or group id. The largest number means "leave it as it is" to setuid(2) and chown(2): a
+/// job would stay root.
+fn id(token: &Token, text: &str) -> Result<u32, Error> {
+    match parse(token, text.as_bytes())? {
+        u32::MAX => Err(token.error("is no usable id")),
+        id => Ok(id),
+    }
+}
+
+fn ids(token: &Token) -> Result<Vec<u32>, Error> {
+    token.value.split(',').map(|text| id(token, text)).collect()
+}
+
+fn variable(token: &Token) -> Result<(OsString, OsString), Error> {
+    let text = os(token)?;
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|&byte| byte == b'=') {
+        None | Some(0) => Err(token.error("is no NAME=value")),
+        Some(at) => Ok((
+            OsStr::from_bytes(&bytes[..at]).to_owned(),
+            OsStr::from_bytes(&bytes[at + 1..]).to_owned(),
+        )),
+    }
+}
+
+fn writes(token: &Token) -> Result<Writes, Error> {
+    [Writes::Memory, Writes::Device]
+        .into_iter()
+        .find(|writes| writes.word() == token.value)
+        .ok_or_else(|| token.error("is neither memory nor device"))
+}
+
+fn boot(token: &Token) -> Result<Boot, Error> {
+    [Boot::Direct, Boot::System]
+        .into_iter()
+        .find(|boot| boot.word() == token.value)
+        .ok_or_else(|| token.error("is neither direct nor system"))
+}
+
+fn stdin(token: &Token) -> Result<Stdin, Error> {
+    Ok(match token.value {
+        "null" => Stdin::Null,
+        "closed" => Stdin::Closed,
+        "link" => Stdin::Link,
+        _ => Stdin::Ring(absolute(token, token.bytes()?)?),
+    })
+}

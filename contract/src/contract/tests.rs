@@ -1,0 +1,285 @@
+use super::*;
+use crate::document;
+
+fn decode(tokens: &str) -> Result<Contract, Error> {
+    let lines = tokens.replace(' ', "\n");
+    document::decode(format!("#apppot/1\n{lines}\n").as_bytes())
+}
+
+fn error(tokens: &str) -> String {
+    match decode(tokens) {
+        Err(error) => error.to_string(),
+        Ok(contract) => panic!("{tokens}: {contract:?}"),
+    }
+}
+
+/// Asserts that `tokens` make the default contract with `change` made to it, and are what is
+/// written for it.
+fn reads_as(tokens: &str, change: impl FnOnce(&mut Contract)) {
+    let mut contract = Contract::default();
+    change(&mut contract);
+    assert_eq!(decode(tokens), Ok(contract.clone()), "{tokens}");
+    let text = document::encode(&contract);
+    for token in tokens.split(' ') {
+        assert!(text.lines().any(|line| line == token), "{token}: {text}");
+    }
+}
+
+fn command(args: &[&str]) -> Workload {
+    Workload::Command(args.iter().map(Into::into).collect())
+}
+
+#[test]
+fn every_key_is_read_and_written() {
+    reads_as("apppot.id=job-1", |c| c.id = "job-1".into());
+    reads_as("apppot.link=/dev/ttyS0", |c| {
+        c.link = Some("/dev/ttyS0".into())
+    });
+    reads_as("apppot.jobdir=/a%20b", |c| c.jobdir = "/a b".into());
+    reads_as("apppot.tmpdir=/tmp", |c| c.tmpdir = Some("/tmp".into()));
+    reads_as("apppot.arg=", |c| c.workload = command(&[""]));
+    reads_as("apppot.arg=ls apppot.arg=-l apppot.arg=a,b", |c| {
+        c.workload = command(&["ls", "-l", "a,b"]);
+    });
+    reads_as("apppot.shell=yes", |c| c.workload = Workload::Shell);
+    reads_as("apppot.stdin=closed", |c| c.stdin = Stdin::Closed);
+    reads_as("apppot.stdin=link", |c| c.stdin = Stdin::Link);
+    reads_as("apppot.stdin=/dev/ubdb", |c| {
+        c.stdin = Stdin::Ring("/dev/ubdb".into())
+    });
+    reads_as("apppot.env=A%3D apppot.env=B%3D%3D%20b", |c| {
+        c.env = vec![("A".into(), "".into()), ("B".into(), "= b".into())];
+    });
+    reads_as("apppot.hostname=h", |c| c.hostname = Some("h".into()));
+    reads_as("apppot.deadline=1500", |c| {
+        c.deadline = Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
+    });
+    reads_as("apppot.grace=0", |c| c.grace = Duration::ZERO);
+    reads_as("apppot.boot=system", |c| c.boot = Boot::System);
+}
+
+#[test]
+fn compound_values_are_read_and_written() {
+    for (word, writes) in [("memory", Writes::Memory), ("device", Writes::Device)] {
+        let tokens = format!("apppot.root=ext4,/dev/ubda1 apppot.writes={word}");
+        reads_as(&tokens, |c| {
+            c.root = Some(Root {
+                filesystem: "ext4".into(),
+                source: "/dev/ubda1".into(),
+                writes,
+            });
+        });
+    }
+    reads_as(
+        "apppot.mount=hostfs,/a%2Cb,/c,ro apppot.mount=hostfs,/,/d,rw",
+        |c| {
+            let mount = |source: &str, target: &str, read_only| Mount {
+                channel: Channel::Hostfs,
+                source: source.into(),
+                target: target.into(),
+                read_only,
+            };
+            c.mounts = vec![mount("/a,b", "/c", true), mount("/", "/d", false)];
+        },
+    );
+    let user = User {
+        name: "j.doe".into(),
+        uid: 1000,
+        group: "staff".into(),
+        gid: 50,
+        groups: vec![],
+    };
+    let tokens = "apppot.user=j.doe apppot.uid=1000 apppot.group=staff apppot.gid=50";
+    reads_as(tokens, |c| c.user = Some(user.clone()));
+    reads_as(&format!("{tokens} apppot.groups=4,24"), |c| {
+        c.user = Some(User {
+            groups: vec![4, 24],
+            ..user
+        });
+    });
+    reads_as("apppot.terminal=24,80 TERM=xterm-256color", |c| {
+        c.terminal = Some(Terminal {
+            term: "xterm-256color".into(),
+            rows: 24,
+            columns: 80,
+        });
+    });
+}
+
+#[test]
+fn left_out_parts_have_defaults() {
+    assert_eq!(decode("TERM=xterm"), Ok(Contract::default()));
+    let terminal = decode("apppot.terminal=1,2").unwrap().terminal.unwrap();
+    assert_eq!(terminal.term, "dumb");
+    let root = decode("apppot.root=squashfs,/dev/ubda")
+        .unwrap()
+        .root
+        .unwrap();
+    assert_eq!(root.writes, Writes::Memory);
+}
+
+#[test]
+fn keys_that_may_come_once_say_so() {
+    for token in [
+        "apppot.id=x",
+        "apppot.link=/x",
+        "apppot.root=ext4,x",
+        "apppot.writes=memory",
+        "apppot.jobdir=/x",
+        "apppot.tmpdir=/x",
+        "apppot.user=x",
+        "apppot.uid=1",
+        "apppot.group=x",
+        "apppot.gid=1",
+        "apppot.groups=1",
+        "apppot.shell=yes",
+        "apppot.stdin=null",
+        "apppot.terminal=1,1",
+        "TERM=x",
+        "apppot.hostname=x",
+        "apppot.deadline=1",
+        "apppot.grace=1",
+        "apppot.boot=direct",
+    ] {
+        let error = error(&format!("{token} {token}"));
+        assert_eq!(error, format!("boot argument '{token}' repeats a key"));
+    }
+}
+
+#[test]
+fn bad_values_are_named() {
+    for (token, what) in [
+        ("apppot.nonsense=1", "is not known to this version"),
+        ("apppot.arg=%zz", "neither plain nor a %XX escape"),
+        ("apppot.arg=%2", "neither plain nor a %XX escape"),
+        ("apppot.arg=a%00", "holds a NUL byte"),
+        ("apppot.jobdir=/a%00", "holds a NUL byte"),
+        ("apppot.root=ext4,a%00", "holds a NUL byte"),
+        ("apppot.root=e%00,a", "holds a NUL byte"),
+        ("apppot.root=,/dev/x", "names no filesystem"),
+        ("apppot.root=%FF,/dev/x", "is not UTF-8 text"),
+        ("apppot.root=ext4", "has 1 fields where 2 belong"),
+        ("apppot.root=ext4,a,b", "has 3 fields where 2 belong"),
+        ("apppot.writes=disk", "neither memory nor device"),
+        ("apppot.mount=hostfs,/a%00,/b,ro", "holds a NUL byte"),
+        ("apppot.mount=hostfs,/a,b,ro", "is no absolute path"),
+        ("apppot.mount=hostfs,/a,/b,wo", "neither ro nor rw"),
+        ("apppot.mount=9p,/a,/b,ro", "names an unknown channel"),
+        ("apppot.mount=hostfs,/a,/b", "has 3 fields where 4 belong"),
+        ("apppot.jobdir=work", "is no absolute path"),
+        ("apppot.jobdir=", "is no absolute path"),
+        ("apppot.tmpdir=./x", "is no absolute path"),
+        ("apppot.link=ttyS0", "is no absolute path"),
+        ("apppot.stdin=file", "is no absolute path"),
+        ("apppot.id=", "is no usable name"),
+        ("apppot.id=a/b", "is no usable name"),
+        ("apppot.id=a%00b", "holds a NUL byte"),
+        ("apppot.user=a:b", "is no usable name"),
+        ("apppot.user=a%0Ab", "is no usable name"),
+        ("apppot.group=a,b", "is no usable name"),
+        ("apppot.hostname=%FF", "is not UTF-8 text"),
+        ("apppot.uid=-1", "is no number"),
+        ("apppot.uid=+1", "is no number"),
+        ("apppot.uid=", "is no number"),
+        ("apppot.uid=0x10", "is no number"),
+        (
+            "apppot.uid=4294967296",
+            "is no number, or one that is too large",
+        ),
+        ("apppot.uid=4294967295", "is no usable id"),
+        ("apppot.gid=4294967295", "is no usable id"),
+        ("apppot.groups=1,4294967295", "is no usable id"),
+        ("apppot.groups=", "is no number"),
+        ("apppot.groups=1,,2", "is no number"),
+        ("apppot.shell=no", "takes only 'yes'"),
+        ("apppot.terminal=24", "has 1 fields where 2 belong"),
+        ("apppot.terminal=24,65536", "too large"),
+        ("apppot.terminal=24,", "is no number"),
+        ("TERM=%FF", "is not UTF-8 text"),
+        ("apppot.deadline=soon", "is no number"),
+        ("apppot.deadline=18446744073709551616", "too large"),
+        ("apppot.grace=1.5", "is no number"),
+        ("apppot.boot=fast", "neither direct nor system"),
+    ] {
+        let error = error(token);
+        assert!(
+            error.starts_with(&format!("boot argument '{token}' ")),
+            "{error}"
+        );
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+#[test]
+fn environment_errors_name_the_variable_only() {
+    for (token, shown) in [
+        ("apppot.env=PASS", "'apppot.env=PASS' is no NAME=value"),
+        ("apppot.env=%3Dsecret", "'apppot.env=' is no NAME=value"),
+        ("apppot.env=", "'apppot.env=' is no NAME=value"),
+        (
+            "apppot.env=PASS%3Dsecret%00",
+            "'apppot.env=PASS' holds a NUL",
+        ),
+        ("apppot.env=PASS%3Dsecret%", "'apppot.env=PASS' has a byte"),
+        ("apppot.env=PASS=secret", "'apppot.env=PASS' has a byte"),
+    ] {
+        let error = error(token);
+        assert!(
+            error.contains(shown) && !error.contains("secret"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn parts_that_belong_together_are_all_wanted() {
+    for (tokens, named) in [
+        ("apppot.writes=memory", "'apppot.writes' needs apppot.root"),
+        ("apppot.groups=1", "'apppot.groups' needs apppot.user"),
+        (
+            "apppot.user=x apppot.uid=1 apppot.group=x",
+            "'apppot.gid' is missing",
+        ),
+        (
+            "apppot.uid=1 apppot.group=x apppot.gid=1",
+            "'apppot.user' is missing",
+        ),
+        ("apppot.user=x apppot.gid=1", "'apppot.uid' is missing"),
+        (
+            "apppot.user=x apppot.uid=1 apppot.gid=1",
+            "'apppot.group' is missing",
+        ),
+        (
+            "apppot.shell=yes apppot.arg=x",
+            "'apppot.shell' excludes apppot.arg",
+        ),
+    ] {
+        let error = error(tokens);
+        assert!(error.contains(named), "{tokens}: {error}");
+    }
+}
+
+#[test]
+fn a_contract_that_would_be_read_otherwise_does_not_stand_the_check() {
+    type Change = fn(&mut Contract);
+    let bad: [(&str, Change); 9] = [
+        ("'apppot.arg'", |c| c.workload = Workload::Command(vec![])),
+        ("'A=B'", |c| c.env = vec![("A=B".into(), "c".into())]),
+        ("'apppot.env='", |c| c.env = vec![("".into(), "c".into())]),
+        ("'null'", |c| c.stdin = Stdin::Ring("null".into())),
+        ("'apppot.jobdir=x'", |c| c.jobdir = "x".into()),
+        ("'apppot.arg=%00'", |c| c.workload = command(&["\0"])),
+        ("'apppot.id='", |c| c.id = String::new()),
+        ("'apppot.grace=", |c| c.grace = Duration::MAX),
+        ("'apppot.hostname=a%0A'", |c| {
+            c.hostname = Some("a\n".into())
+        }),
+    ];
+    assert_eq!(Contract::default().check(), Ok(()));
+    for (token, change) in bad {
+        let mut contract = Contract::default();
+        change(&mut contract);
+        let error = contract.check().unwrap_err().to_string();
+        assert!(error.contains(token), "{error}");
+    }
+}

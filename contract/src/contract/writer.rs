@@ -1,0 +1,124 @@
+//! The contract as tokens.
+
+use std::os::unix::ffi::OsStrExt;
+use std::time::UNIX_EPOCH;
+
+use super::{Boot, Channel, Contract, Mount, Stdin, User, Workload, Writes};
+use crate::token::{Writer, TERM};
+
+impl Contract {
+    /// The contract as tokens, without the version.
+    pub(crate) fn write(&self, out: &mut Writer) {
+        out.add("id", &self.id);
+        if let Some(link) = &self.link {
+            out.add("link", link.as_os_str().as_bytes());
+        }
+        if let Some(root) = &self.root {
+            out.add_fields(
+                "root",
+                &[root.filesystem.as_bytes(), root.source.as_bytes()],
+            );
+            out.add("writes", root.writes.word());
+        }
+        for mount in &self.mounts {
+            mount.write(out);
+        }
+        out.add("jobdir", self.jobdir.as_os_str().as_bytes());
+        if let Some(tmpdir) = &self.tmpdir {
+            out.add("tmpdir", tmpdir.as_os_str().as_bytes());
+        }
+        if let Some(user) = &self.user {
+            user.write(out);
+        }
+        self.workload.write(out);
+        out.add("stdin", self.stdin.word());
+        if let Some(terminal) = &self.terminal {
+            let (rows, columns) = (terminal.rows.to_string(), terminal.columns.to_string());
+            out.add_fields("terminal", &[rows.as_bytes(), columns.as_bytes()]);
+            out.add(TERM, &terminal.term);
+        }
+        for (name, value) in &self.env {
+            out.add("env", [name.as_bytes(), b"=", value.as_bytes()].concat());
+        }
+        if let Some(hostname) = &self.hostname {
+            out.add("hostname", hostname);
+        }
+        if let Some(deadline) = self.deadline {
+            let since = deadline.duration_since(UNIX_EPOCH).unwrap_or_default();
+            out.add("deadline", since.as_millis().to_string());
+        }
+        out.add("grace", self.grace.as_millis().to_string());
+        out.add("boot", self.boot.word());
+    }
+}
+
+impl Mount {
+    fn write(&self, out: &mut Writer) {
+        let Channel::Hostfs = self.channel;
+        out.add_fields(
+            "mount",
+            &[
+                b"hostfs",
+                self.source.as_bytes(),
+                self.target.as_os_str().as_bytes(),
+                if self.read_only { b"ro" } else { b"rw" },
+            ],
+        );
+    }
+}
+
+impl User {
+    fn write(&self, out: &mut Writer) {
+        out.add("user", &self.name);
+        out.add("uid", self.uid.to_string());
+        out.add("group", &self.group);
+        out.add("gid", self.gid.to_string());
+        if !self.groups.is_empty() {
+            let groups: Vec<String> = self.groups.iter().map(u32::to_string).collect();
+            out.add("groups", groups.join(","));
+        }
+    }
+}
+
+impl Workload {
+    fn write(&self, out: &mut Writer) {
+        match self {
+            Workload::Command(argv) => {
+                for arg in argv {
+                    out.add("arg", arg.as_bytes());
+                }
+            }
+            Workload::Default => {}
+            Workload::Shell => out.add("shell", "yes"),
+        }
+    }
+}
+
+impl Writes {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Writes::Memory => "memory",
+            Writes::Device => "device",
+        }
+    }
+}
+
+impl Boot {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Boot::Direct => "direct",
+            Boot::System => "system",
+        }
+    }
+}
+
+impl Stdin {
+    fn word(&self) -> &[u8] {
+        match self {
+            Stdin::Null => b"null",
+            Stdin::Closed => b"closed",
+            Stdin::Link => b"link",
+            Stdin::Ring(device) => device.as_os_str().as_bytes(),
+        }
+    }
+}
