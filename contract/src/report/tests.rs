@@ -75,7 +75,9 @@ fn a_report_always_fits_into_a_frame() {
     report.usage.max_rss_kib = u64::MAX;
     let encoded = report.encode();
     assert!(encoded.len() <= link::MAX_PAYLOAD, "{}", encoded.len());
-    let Outcome::Failed { step, reason } = Report::decode(&encoded).unwrap().outcome else {
+    let read = Report::decode(&encoded).unwrap();
+    assert_eq!(read.usage.elapsed, Duration::from_micros(u64::MAX));
+    let Outcome::Failed { step, reason } = read.outcome else {
         panic!("another outcome");
     };
     assert!(text.starts_with(&step) && step.len() == MAX_TEXT);
