@@ -1,1 +1,30 @@
-fn main() {}
+//! The AppPot guest agent: PID 1 of an appliance.
+//!
+//! The launcher puts it into an initramfs with the kernel. It finds the contract, mounts the root
+//! and the host's directories, becomes the user's account, runs the command, reports and powers
+//! off (paper, section 5, steps a to f). [`boot`] is the story; the other modules are its steps.
+
+mod accounts;
+mod boot;
+mod failure;
+mod job;
+mod link;
+mod modules;
+mod mounts;
+mod network;
+mod process;
+mod shutdown;
+mod sources;
+mod stdin;
+mod workload;
+
+fn main() -> std::process::ExitCode {
+    if std::process::id() == 1 {
+        boot::run()
+    }
+    eprintln!(
+        "apppot-init {}: this program is PID 1 of an AppPot appliance; 'apppot run' starts it",
+        env!("CARGO_PKG_VERSION")
+    );
+    std::process::ExitCode::from(2)
+}

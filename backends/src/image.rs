@@ -1,0 +1,217 @@
+//! What an appliance image is: found by looking at it, never by its name.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::partition;
+use crate::{Error, Result};
+
+/// An appliance that exists and has been looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: ImageKind,
+    /// Type of the root filesystem, as mount(2) takes it; `None` for a directory.
+    pub filesystem: Option<&'static str>,
+    /// Number of the root partition, for a whole disk.
+    pub partition: Option<u32>,
+}
+
+/// Kinds of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    /// A raw file that holds one writable filesystem.
+    Partition,
+    /// A raw file with a partition table.
+    Disk,
+    /// A file that holds a compressed filesystem, which can only be read.
+    ReadOnly,
+    /// A directory that holds a root filesystem.
+    Directory,
+}
+
+impl fmt::Display for ImageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ImageKind::Partition => "a raw partition image",
+            ImageKind::Disk => "a raw disk image",
+            ImageKind::ReadOnly => "a squashfs or erofs image",
+            ImageKind::Directory => "a directory",
+        })
+    }
+}
+
+impl Image {
+    /// Looks at `path`.
+    ///
+    /// # Errors
+    /// It is missing, unreadable, empty, or holds no Linux root filesystem.
+    pub fn open(path: &Path) -> Result<Self> {
+        // Opening a FIFO would wait for a writer.
+        let metadata = std::fs::metadata(path).map_err(Error::file("open image", path))?;
+        if metadata.is_dir() {
+            return Self::directory(path);
+        }
+        let no_image = |reason: &str| Error::NoImage {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let special = std::os::unix::fs::FileTypeExt::is_block_device(&metadata.file_type());
+        if !metadata.is_file() && !special {
+            return Err(no_image("it is neither a file nor a directory"));
+        }
+        let file = File::open(path).map_err(Error::file("open image", path))?;
+        if metadata.is_file() && metadata.len() == 0 {
+            return Err(no_image("it is empty"));
+        }
+        let found = look(&file).map_err(Error::file("read image", path))?;
+        found
+            .map(|(kind, filesystem, partition)| Image {
+                path: path.to_owned(),
+                kind,
+                filesystem: Some(filesystem),
+                partition,
+            })
+            .map_err(|reason| no_image(&reason))
+    }
+
+    fn directory(path: &Path) -> Result<Self> {
+        let has = |name: &str| path.join(name).symlink_metadata().is_ok();
+        if !has("bin") && !has("usr") && !has("etc") {
+            return Err(Error::NoImage {
+                path: path.to_owned(),
+                reason: String::from("the directory has none of bin, usr and etc"),
+            });
+        }
+        Ok(Image {
+            path: path.to_owned(),
+            kind: ImageKind::Directory,
+            filesystem: None,
+            partition: None,
+        })
+    }
+}
+
+type Found = std::result::Result<(ImageKind, &'static str, Option<u32>), String>;
+
+fn look(file: &File) -> io::Result<Found> {
+    if let Some(name) = filesystem_at(file, 0)? {
+        let kind = match name {
+            "squashfs" | "erofs" => ImageKind::ReadOnly,
+            _ => ImageKind::Partition,
+        };
+        return Ok(Ok((kind, name, None)));
+    }
+    let table = partition::read(file)?;
+    let Some(table) = table else {
+        return Ok(Err(String::from(
+            "it holds neither a filesystem that is known nor a partition table",
+        )));
+    };
+    let mut roots = Vec::new();
+    for entry in &table {
+        if let Some(name) = filesystem_at(file, entry.start)? {
+            roots.push((entry, name));
+        }
+    }
+    // The table's own word first, then the active partition, then the largest.
+    roots.sort_by_key(|(entry, _)| (entry.is_root, entry.active, entry.len));
+    Ok(match roots.last() {
+        Some((entry, name)) => Ok((ImageKind::Disk, *name, Some(entry.number))),
+        None => Err(format!(
+            "none of its {} partitions holds a Linux filesystem that is known",
+            table.len()
+        )),
+    })
+}
+
+/// Offset, bytes and name of each filesystem's magic number.
+const MAGIC: &[(u64, &[u8], &str)] = &[
+    (1080, b"\x53\xef", "ext4"),
+    (0, b"hsqs", "squashfs"),
+    (1024, b"\xe2\xe1\xf5\xe0", "erofs"),
+    (0, b"XFSB", "xfs"),
+    (0x10040, b"_BHRfS_M", "btrfs"),
+];
+
+/// The filesystem that begins at byte `start` of `file`.
+fn filesystem_at(file: &File, start: u64) -> io::Result<Option<&'static str>> {
+    for (offset, magic, name) in MAGIC {
+        let mut bytes = [0; 8];
+        let bytes = &mut bytes[..magic.len()];
+        let Some(at) = start.checked_add(*offset) else {
+            continue;
+        };
+        match file.read_exact_at(bytes, at) {
+            Ok(()) if bytes == *magic => return Ok(Some(name)),
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_with(parts: &[(u64, &[u8])]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        for (offset, bytes) in parts {
+            file.as_file().write_all_at(bytes, *offset).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn filesystems_are_known_by_their_magic_number() {
+        for (offset, magic, kind, name) in [
+            (1080, &b"\x53\xef"[..], ImageKind::Partition, "ext4"),
+            (0, b"hsqs", ImageKind::ReadOnly, "squashfs"),
+            (1024, b"\xe2\xe1\xf5\xe0", ImageKind::ReadOnly, "erofs"),
+        ] {
+            let file = file_with(&[(offset, magic)]);
+            let image = Image::open(file.path()).unwrap();
+            assert_eq!((image.kind, image.filesystem), (kind, Some(name)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_with_its_reason() {
+        let reason = |path: &Path| Image::open(path).unwrap_err().to_string();
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        assert!(reason(empty.path()).contains("empty"));
+        assert!(reason(file_with(&[]).path()).contains("neither a filesystem"));
+        assert!(reason(Path::new("/dev/null")).contains("neither a file nor"));
+        assert!(reason(Path::new("/nonexistent")).contains("cannot open image"));
+        let directory = tempfile::tempdir().unwrap();
+        assert!(reason(directory.path()).contains("none of bin"));
+    }
+
+    #[test]
+    fn the_root_partition_of_a_disk_is_found_through_its_table() {
+        let mut mbr = [0; 512];
+        mbr[510..].copy_from_slice(b"\x55\xaa");
+        for (slot, active, start) in [(0, 0, 16u32), (1, 0x80, 32)] {
+            let entry = &mut mbr[446 + slot * 16..][..16];
+            entry[0] = active;
+            entry[4] = 0x83;
+            entry[8..12].copy_from_slice(&start.to_le_bytes());
+            entry[12..16].copy_from_slice(&16u32.to_le_bytes());
+        }
+        let file = file_with(&[
+            (0, &mbr),
+            (16 * 512 + 1080, b"\x53\xef"),
+            (32 * 512 + 1080, b"\x53\xef"),
+        ]);
+        let image = Image::open(file.path()).unwrap();
+        assert_eq!((image.kind, image.partition), (ImageKind::Disk, Some(2)));
+    }
+}

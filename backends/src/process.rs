@@ -1,0 +1,302 @@
+//! Hypervisor processes that cannot outlive the launcher.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+
+/// Numbers that the child's inherited descriptors get. High enough that nothing which the standard
+/// library opens between fork and exec can have them.
+pub const FIRST_DESCRIPTOR: RawFd = 100;
+
+/// A process to be started.
+#[derive(Debug)]
+pub struct Spawn {
+    /// The program's file.
+    pub program: OsString,
+    /// Its arguments, without its name.
+    pub args: Vec<OsString>,
+    /// Its whole environment.
+    pub env: Vec<(String, String)>,
+    /// Descriptors that it gets: the number there (at least [`FIRST_DESCRIPTOR`]), and which.
+    pub descriptors: Vec<(RawFd, OwnedFd)>,
+    /// Its standard output and standard error.
+    pub console: OwnedFd,
+    /// The host CPU that it and its children are bound to.
+    pub cpu: Option<usize>,
+    /// A Landlock ruleset that it enters.
+    pub ruleset: Option<OwnedFd>,
+}
+
+/// A process that dies with the thread that started it, and when it is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+    ended: Option<ExitStatus>,
+}
+
+impl Spawn {
+    /// Starts the process, in a session of its own so that a terminal's signals do not reach it.
+    ///
+    /// # Errors
+    /// As fork(2) and execve(2).
+    pub fn start(self) -> io::Result<Process> {
+        let moved = self
+            .descriptors
+            .iter()
+            .map(|(number, fd)| Ok((above(fd, FIRST_DESCRIPTOR + 100)?, *number)))
+            .collect::<io::Result<Vec<(OwnedFd, RawFd)>>>()?;
+        let plan: Vec<(RawFd, RawFd)> =
+            moved.iter().map(|(fd, to)| (fd.as_raw_fd(), *to)).collect();
+        let ruleset = self.ruleset.as_ref().map(AsRawFd::as_raw_fd);
+        let cpus = self.cpu.map(cpu_set);
+        let launcher = std::process::id();
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(self.console.try_clone()?)
+            .stderr(self.console);
+        // SAFETY: the closure makes only async-signal-safe calls on values prepared above.
+        unsafe {
+            command.pre_exec(move || prepare(launcher, &plan, ruleset, cpus.as_ref()));
+        }
+        let child = command.spawn()?;
+        let pidfd = pidfd_open(child.id())?;
+        Ok(Process {
+            child,
+            pidfd,
+            ended: None,
+        })
+    }
+}
+
+/// Between fork and exec: async-signal-safe calls only, no allocation.
+fn prepare(
+    launcher: u32,
+    plan: &[(RawFd, RawFd)],
+    ruleset: Option<RawFd>,
+    cpus: Option<&libc::cpu_set_t>,
+) -> io::Result<()> {
+    let check = |result: libc::c_int| match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    // SAFETY: plain system calls; the pointers are to live values of the right size.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        // The launcher may have died before the line above.
+        if libc::getppid() as u32 != launcher {
+            libc::_exit(127);
+        }
+        check(libc::setsid())?;
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        check(libc::sigemptyset(&mut none))?;
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &none,
+            std::ptr::null_mut(),
+        ))?;
+        // A guest's panic aborts the hypervisor: no core file in the user's directory.
+        let no_core = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        check(libc::setrlimit(libc::RLIMIT_CORE, &no_core))?;
+        if let Some(cpus) = cpus {
+            // A CPU that has gone meanwhile only costs speed.
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), cpus);
+        }
+        for &(from, to) in plan {
+            check(libc::dup2(from, to))?;
+        }
+        if let Some(ruleset) = ruleset {
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            check(libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) as libc::c_int)?;
+        }
+    }
+    Ok(())
+}
+
+fn cpu_set(cpu: usize) -> libc::cpu_set_t {
+    // SAFETY: an all-zero cpu_set_t is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU_SET checks its bounds.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    set
+}
+
+/// A copy of `fd` with a number of at least `least`, closed on exec.
+fn above(fd: &OwnedFd, least: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl on an open descriptor; the result is a new one that nobody else owns.
+    unsafe {
+        match libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) {
+            -1 => Err(io::Error::last_os_error()),
+            copy => Ok(OwnedFd::from_raw_fd(copy)),
+        }
+    }
+}
+
+fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes no pointers; the result is a new descriptor (close-on-exec by itself).
+    unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd as RawFd)),
+        }
+    }
+}
+
+impl Process {
+    /// A descriptor that becomes readable when the process has ended.
+    #[must_use]
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits until the process has ended or `until` has come.
+    ///
+    /// # Errors
+    /// As waitpid(2).
+    pub fn wait(&mut self, until: Option<Instant>) -> io::Result<Option<ExitStatus>> {
+        if self.ended.is_some() {
+            return Ok(self.ended);
+        }
+        if !wait_readable(self.pidfd.as_fd(), until)? {
+            return Ok(None);
+        }
+        self.ended = Some(self.child.wait()?);
+        Ok(self.ended)
+    }
+
+    /// Kills and reaps the process. Harmless when it has ended.
+    ///
+    /// # Errors
+    /// As kill(2) and waitpid(2).
+    pub fn kill(&mut self) -> io::Result<()> {
+        if self.ended.is_none() {
+            self.child.kill()?;
+            self.ended = Some(self.child.wait()?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure here, and the kernel kills it with this thread.
+        let _ = self.kill();
+    }
+}
+
+/// Waits until `fd` is readable (true) or `until` has come (false).
+fn wait_readable(fd: BorrowedFd, until: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let timeout = match until {
+            None => PollTimeout::NONE,
+            Some(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                // Rounded up: a timeout of 0 ms before the time would be a busy loop.
+                let millis = left.as_nanos().div_ceil(1_000_000);
+                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(0) if until.is_some_and(|until| Instant::now() >= until) => return Ok(false),
+            Ok(0) | Err(nix::Error::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The signal or exit status in words, for messages.
+#[must_use]
+pub fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// Runs `action` when this process ends, however it ends: in a child that waits for it. Dropping the
+/// guard runs it at once.
+///
+/// Must be called while the process has one thread: the child goes on from a fork.
+///
+/// # Errors
+/// As pipe(2) and fork(2).
+pub fn at_end(action: impl FnOnce()) -> io::Result<AtEnd> {
+    let (read, write) = io::pipe()?;
+    // SAFETY: one thread (see above), so the child may go on as if nothing had happened.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(AtEnd {
+            write: Some(write.into()),
+            child: child.as_raw(),
+        }),
+        nix::unistd::ForkResult::Child => {
+            drop(write);
+            wait_for_end(read);
+            action();
+            // SAFETY: no destructor of the launcher must run twice.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+/// In the child: out of the terminal's reach, holding nothing of the launcher's but the pipe.
+fn wait_for_end(pipe: io::PipeReader) {
+    let keep = pipe.as_raw_fd();
+    // SAFETY: plain system calls of a single-threaded process.
+    unsafe {
+        libc::setsid();
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+        // Standard error stays: a terminal that must be restored is reached through it.
+        if keep > 3 {
+            libc::close_range(3, keep as u32 - 1, 0);
+        }
+        libc::close_range(keep as u32 + 1, u32::MAX, 0);
+    }
+    let mut byte = [0];
+    let _ = io::Read::read(&mut File::from(OwnedFd::from(pipe)), &mut byte);
+}
+
+/// See [`at_end`].
+#[derive(Debug)]
+pub struct AtEnd {
+    write: Option<OwnedFd>,
+    child: libc::pid_t,
+}
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        self.write = None;
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.child), None);
+    }
+}
+
+/// The path by which a process opens its own descriptor `number` again.
+#[must_use]
+pub fn descriptor_path(number: RawFd) -> String {
+    format!("/proc/self/fd/{number}")
+}
+
+/// `argv` for people: the program and its arguments, lossy.
+#[must_use]
+pub fn shown(program: &OsStr, args: &[OsString]) -> Vec<String> {
+    std::iter::once(program)
+        .chain(args.iter().map(OsString::as_os_str))
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect()
+}

@@ -1,0 +1,82 @@
+//! What a machine is to be.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use apppot_contract::Contract;
+
+use crate::image::Image;
+
+/// A machine as the launcher wants it; the backend decides how.
+#[derive(Debug, Clone)]
+pub struct MachineSpec {
+    /// The appliance.
+    pub image: Image,
+    /// What becomes of writes to the appliance.
+    pub writes: Writes,
+    /// The guest kernel, when the user has chosen one.
+    pub kernel: Option<PathBuf>,
+    /// The agent's executable, which becomes `/init` of the initramfs.
+    pub agent: Cow<'static, [u8]>,
+    /// Guest memory, bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Directories of the host, the job directory first.
+    pub shares: Vec<Share>,
+    /// What the agent is to do. The backend adds the guest's half of what it provides: root,
+    /// mounts, the link's device, the ring.
+    pub contract: Contract,
+    /// Whether the hypervisor's process is confined.
+    pub containment: Containment,
+    /// Whether UML may use its seccomp mode.
+    pub seccomp: Seccomp,
+    /// Raw words at the end of the kernel command line.
+    pub extra: Vec<OsString>,
+}
+
+/// What becomes of writes to the appliance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Writes {
+    /// They are kept in guest memory and end with the machine.
+    Memory,
+    /// They go into this copy-on-write file, which is made when it is missing and kept.
+    Overlay(PathBuf),
+    /// They go into the image.
+    Image,
+}
+
+/// A directory of the host that the guest sees live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Path on the host.
+    pub host: PathBuf,
+    /// Absolute path in the guest.
+    pub guest: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+}
+
+/// Whether the hypervisor's process is confined to the files that the machine needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Containment {
+    /// No machine without it.
+    Required,
+    /// Where the host's kernel can.
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// Whether UML may use its seccomp mode: faster system calls; within the guest, a process can then
+/// read and change all guest memory (the host stays out of reach).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Seccomp {
+    /// Where the guest's kernel has it.
+    Auto,
+    /// Never: ptrace mode, in which guest processes are kept apart.
+    Off,
+}

@@ -1,0 +1,215 @@
+//! A running UML kernel.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Instant;
+
+use nix::sys::memfd::{memfd_create, MFdFlags};
+
+use super::arguments::descriptor;
+use super::cow;
+use super::plan::{open_path, Plan};
+use crate::containment::{self, Reach, Rule};
+use crate::cpu::{self, Slot};
+use crate::flock::{self, Use};
+use crate::image::ImageKind;
+use crate::limits::{self, PrivateDirectory};
+use crate::process::{Process, Spawn};
+use crate::ring::Ring;
+use crate::spec::Writes;
+use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
+
+/// The machine; dropping it kills the kernel's process.
+#[derive(Debug)]
+pub(super) struct UmlMachine {
+    process: Process,
+    link: Option<Link>,
+    console: Option<File>,
+    facts: Facts,
+    _memory: PrivateDirectory,
+}
+
+impl UmlMachine {
+    /// Carries out `plan`.
+    ///
+    /// # Errors
+    /// Something that the plan names is gone or in use, or the process cannot be started.
+    pub(super) fn start(plan: Plan) -> Result<Self> {
+        let backing = limits::choose_backing(plan.memory)?;
+        // May fork, and so comes before anything that a child should not hold.
+        let memory = backing.private_directory()?;
+        let mut given = Descriptors::default();
+        given.open_image(&plan)?;
+        given.open_shares(&plan)?;
+        given.add(descriptor::INITRAMFS, memfd(&plan.initramfs)?);
+        given.add(descriptor::MEMORY, dup(memory.descriptor.as_fd())?);
+        let (ours, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
+        given.add(descriptor::LINK, theirs.into());
+        let ring = given.open_ring(&plan)?;
+        let slot = plan.bind.then(cpu::take).flatten();
+        let cpu = slot.as_ref().map(|slot| slot.cpu);
+        given
+            .list
+            .extend(slot.map(|Slot { holder, .. }| (descriptor::CPU_SLOT, holder)));
+        let mut rules = plan.rules()?;
+        rules.push(Rule {
+            file: dup(memory.descriptor.as_fd())?,
+            shown: backing.path.display().to_string(),
+            reach: Reach::Write,
+        });
+        let ruleset = containment::ruleset(&rules, plan.containment)?;
+        let facts = Facts {
+            backend: "uml",
+            kernel: plan.kernel.path.display().to_string(),
+            release: plan.kernel.release.clone(),
+            containment: containment::describe(ruleset.is_some(), plan.containment),
+            memory_backing: backing.path.display().to_string(),
+            pinned_to: cpu,
+        };
+        let (console, output) = std::io::pipe().map_err(Error::system("make the console"))?;
+        let process = Spawn {
+            program: plan.kernel.path.clone().into(),
+            env: plan.environment(),
+            args: plan.args,
+            descriptors: given.list,
+            console: output.into(),
+            cpu,
+            ruleset,
+        }
+        .start()
+        .map_err(Error::file("start kernel", &plan.kernel.path))?;
+        Ok(UmlMachine {
+            process,
+            link: Some(Link {
+                stream: ours,
+                document: plan.document,
+                ring,
+            }),
+            console: Some(OwnedFd::from(console).into()),
+            facts,
+            _memory: memory,
+        })
+    }
+}
+
+/// The descriptors that the kernel inherits.
+#[derive(Default)]
+struct Descriptors {
+    list: Vec<(RawFd, OwnedFd)>,
+}
+
+impl Descriptors {
+    fn add(&mut self, number: RawFd, descriptor: OwnedFd) {
+        self.list.push((number, descriptor));
+    }
+
+    /// Opens and locks the image, and the copy-on-write file above it.
+    fn open_image(&mut self, plan: &Plan) -> Result<()> {
+        let path = &plan.image.path;
+        if plan.image.kind == ImageKind::Directory {
+            self.add(descriptor::ROOT, open_path(path)?);
+            return Ok(());
+        }
+        let write = plan.writes == Writes::Image;
+        let file = File::options()
+            .read(true)
+            .write(write)
+            .open(path)
+            .map_err(Error::file(
+                if write {
+                    "write into image"
+                } else {
+                    "open image"
+                },
+                path,
+            ))?;
+        flock::take(&file, path, if write { Use::Writing } else { Use::Reading })?;
+        if let Writes::Overlay(overlay) = &plan.writes {
+            let cow = cow::open(overlay, path)?;
+            flock::take(&cow, overlay, Use::Writing)?;
+            self.add(descriptor::OVERLAY, cow.into());
+        }
+        self.add(descriptor::ROOT, file.into());
+        Ok(())
+    }
+
+    fn open_shares(&mut self, plan: &Plan) -> Result<()> {
+        for (number, share) in (descriptor::SHARES..).zip(&plan.shares) {
+            self.add(number, open_path(&share.host)?);
+        }
+        Ok(())
+    }
+
+    fn open_ring(&mut self, plan: &Plan) -> Result<Option<Ring>> {
+        if !plan.ring {
+            return Ok(None);
+        }
+        let failed = "make the ring for standard input";
+        let ring = Ring::new().map_err(Error::system(failed))?;
+        self.add(
+            descriptor::RING,
+            ring.memory().map_err(Error::system(failed))?,
+        );
+        Ok(Some(ring))
+    }
+}
+
+fn memfd(bytes: &[u8]) -> Result<OwnedFd> {
+    let failed = "keep the initramfs in memory";
+    let mut file: File = memfd_create(c"apppot-initramfs", MFdFlags::MFD_CLOEXEC)
+        .map_err(Error::system(failed))?
+        .into();
+    file.write_all(bytes).map_err(Error::system(failed))?;
+    Ok(file.into())
+}
+
+fn dup(fd: BorrowedFd) -> Result<OwnedFd> {
+    fd.try_clone_to_owned()
+        .map_err(Error::system("copy a descriptor"))
+}
+
+impl Machine for UmlMachine {
+    fn link(&mut self) -> Option<Link> {
+        self.link.take()
+    }
+
+    fn console(&mut self) -> Option<File> {
+        self.console.take()
+    }
+
+    fn wait(&mut self, until: Option<Instant>) -> Result<Option<MachineEnd>> {
+        let status = self
+            .process
+            .wait(until)
+            .map_err(Error::system("wait for the machine"))?;
+        Ok(status.map(end))
+    }
+
+    fn ended(&self) -> BorrowedFd<'_> {
+        self.process.ended()
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.process
+            .kill()
+            .map_err(Error::system("end the machine"))
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+}
+
+/// A guest's panic is an abort of the kernel's process.
+fn end(status: ExitStatus) -> MachineEnd {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => MachineEnd::PoweredOff,
+        (_, Some(libc::SIGABRT)) => MachineEnd::Panicked,
+        (Some(code), _) => MachineEnd::Failed(code),
+        (None, signal) => MachineEnd::Killed(signal.unwrap_or(0)),
+    }
+}

@@ -1,0 +1,90 @@
+//! The boot, from the kernel's hand-over to power-off.
+
+use std::path::Path;
+
+use apppot_contract::{Contract, Report, Usage};
+
+use crate::failure::{Failure, Step};
+use crate::link::Link;
+use crate::{accounts, job, modules, mounts, network, shutdown, sources};
+
+/// Runs the whole life of the machine.
+pub(crate) fn run() -> ! {
+    let mut link = None;
+    let report = live(&mut link).unwrap_or_else(|failure| Report {
+        outcome: failure.outcome(),
+        usage: Usage::default(),
+    });
+    shutdown::end(link, &report)
+}
+
+/// Everything up to the report. The link is the caller's, so that a failure can be reported too.
+fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
+    mounts::early().step("mounting /proc, /sys and /dev")?;
+    let contract = find_contract(link)?;
+    modules::load_all(Path::new("/modules"))?;
+    mounts::root(contract.root.as_ref())?;
+    mounts::system().step("mounting the system directories")?;
+    mounts::enter_root().step("entering the root filesystem")?;
+    mounts::shares(&contract)?;
+    network::loopback_up().step("bringing up the loopback interface")?;
+    if let Some(hostname) = &contract.hostname {
+        nix::unistd::sethostname(hostname).step("setting the host name")?;
+    }
+    let identity = accounts::become_known(Path::new("/"), &contract)?;
+    let Some(link) = link else {
+        return Err(Failure::new(
+            "starting the job",
+            "the contract names no link",
+        ));
+    };
+    job::run(&contract, &identity, link)
+}
+
+/// The contract, and the link when the contract or its carrier names one.
+fn find_contract(link: &mut Option<Link>) -> Result<Contract, Failure> {
+    let found = sources::command_line(Path::new("/")).step("reading the boot arguments")?;
+    let mut open = |device: &Path| -> Result<(), Failure> {
+        let opened = Link::open(device).step(format!("opening the link {}", device.display()))?;
+        *link = Some(opened);
+        Ok(())
+    };
+    match found {
+        sources::Found::Contract(contract) => {
+            if let Some(device) = &contract.link {
+                open(device)?;
+            }
+            Ok(*contract)
+        }
+        sources::Found::OnLink(device) => {
+            open(&device)?;
+            let received = link.as_mut().map_or_else(
+                || Err(String::from("there is no link")),
+                Link::receive_contract,
+            );
+            received.step("receiving the contract")
+        }
+        sources::Found::Absent => Err(Failure::new(
+            "reading the boot arguments",
+            "there is no contract on the kernel command line",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use apppot_contract::Outcome;
+
+    #[test]
+    fn a_failed_step_becomes_the_outcome() {
+        let failure = Err::<(), _>("no such device").step("mounting the root filesystem");
+        assert_eq!(
+            failure.unwrap_err().outcome(),
+            Outcome::Failed {
+                step: String::from("mounting the root filesystem"),
+                reason: String::from("no such device"),
+            }
+        );
+    }
+}

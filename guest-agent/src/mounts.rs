@@ -1,0 +1,223 @@
+//! Filesystems: the agent's own, the appliance's root, the host's directories.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use apppot_contract::{Channel, Contract, Mount, Root, Writes};
+use nix::mount::{mount, umount2, MntFlags, MsFlags};
+
+use crate::failure::{Failure, Step};
+
+/// Where the appliance's root is put together, in the initramfs.
+const ROOT: &str = "/root";
+/// The appliance's root as it is, below the overlay.
+const LOWER: &str = "/lower";
+/// The overlay's upper and work directories, in memory.
+const UPPER: &str = "/upper";
+
+const NONE: Option<&str> = None;
+
+/// What the agent itself needs.
+pub(crate) fn early() -> io::Result<()> {
+    for (target, filesystem) in [("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs")] {
+        fs::create_dir_all(target)?;
+        match mount(NONE, target, Some(filesystem), MsFlags::empty(), NONE) {
+            // Some kernels mount /dev by themselves.
+            Ok(()) | Err(nix::Error::EBUSY) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Mounts the appliance's root filesystem on [`ROOT`], with the overlay when writes are to vanish.
+pub(crate) fn root(root: Option<&Root>) -> Result<(), Failure> {
+    let step = "mounting the root filesystem";
+    let root = root.ok_or_else(|| Failure::new(step, "the contract names none (apppot.root)"))?;
+    let named = format!(
+        "{step}: {} on {}",
+        root.filesystem,
+        Path::new(&root.source).display()
+    );
+    fs::create_dir_all(ROOT).step(step)?;
+    match root.writes {
+        Writes::Device => mount_root(root, ROOT, MsFlags::empty()).step(named),
+        Writes::Memory => {
+            fs::create_dir_all(LOWER).step(step)?;
+            mount_root(root, LOWER, MsFlags::MS_RDONLY).step(named)?;
+            overlay().step("mounting the overlay")
+        }
+    }
+}
+
+fn mount_root(root: &Root, target: &str, flags: MsFlags) -> nix::Result<()> {
+    let filesystem = Some(root.filesystem.as_str());
+    if root.filesystem == "hostfs" {
+        // Its source is an option, not a device.
+        return mount(
+            NONE,
+            target,
+            filesystem,
+            flags,
+            Some(root.source.as_os_str()),
+        );
+    }
+    mount(
+        Some(root.source.as_os_str()),
+        target,
+        filesystem,
+        flags,
+        NONE,
+    )
+}
+
+fn overlay() -> io::Result<()> {
+    fs::create_dir_all(UPPER)?;
+    mount(
+        Some("apppot"),
+        UPPER,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=0755,size=100%"),
+    )?;
+    let (upper, work) = (format!("{UPPER}/upper"), format!("{UPPER}/work"));
+    fs::create_dir(&upper)?;
+    fs::create_dir(&work)?;
+    // The root directory's mode is the upper one's.
+    let mode = fs::metadata(LOWER)?.permissions().mode();
+    fs::set_permissions(&upper, fs::Permissions::from_mode(mode & 0o7777))?;
+    let options = format!("lowerdir={LOWER},upperdir={upper},workdir={work}");
+    mount(
+        Some("apppot"),
+        ROOT,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )?;
+    Ok(())
+}
+
+/// Filesystems of every Linux system, below [`ROOT`].
+pub(crate) fn system() -> io::Result<()> {
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    let memory = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    for (target, filesystem, flags, options) in [
+        ("proc", "proc", quiet, None),
+        ("sys", "sysfs", quiet, None),
+        ("dev", "devtmpfs", MsFlags::MS_NOSUID, None),
+        (
+            "dev/pts",
+            "devpts",
+            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+            Some("gid=5,mode=620,ptmxmode=666"),
+        ),
+        ("dev/shm", "tmpfs", memory, Some("mode=1777")),
+        ("run", "tmpfs", memory, Some("mode=0755")),
+    ] {
+        let target = format!("{ROOT}/{target}");
+        fs::create_dir_all(&target)?;
+        mount(
+            Some(filesystem),
+            target.as_str(),
+            Some(filesystem),
+            flags,
+            options,
+        )
+        .map_err(|errno| annotate(&target[ROOT.len()..], errno))?;
+    }
+    device_links()
+}
+
+/// Links that every system has in /dev and devtmpfs does not make.
+fn device_links() -> io::Result<()> {
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        let path = format!("{ROOT}/dev/{name}");
+        match std::os::unix::fs::symlink(target, path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Makes [`ROOT`] the root of everything (`Documentation/filesystems/ramfs-rootfs-initramfs.rst`:
+/// the initramfs cannot be pivoted away).
+pub(crate) fn enter_root() -> io::Result<()> {
+    for own in ["/dev", "/sys", "/proc"] {
+        umount2(own, MntFlags::MNT_DETACH)?;
+    }
+    std::env::set_current_dir(ROOT)?;
+    mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE)?;
+    nix::unistd::chroot(".")?;
+    std::env::set_current_dir("/")
+}
+
+/// Mounts the host's directories, and sees to the job directory and the temporary directory.
+pub(crate) fn shares(contract: &Contract) -> Result<(), Failure> {
+    for share in &contract.mounts {
+        let target = share.target.display();
+        mount_share(share).step(format!("mounting the host directory on {target}"))?;
+    }
+    if let Some(first) = contract.mounts.first() {
+        link_job_directory(&contract.jobdir, &first.target).step(format!(
+            "making the job directory {}",
+            contract.jobdir.display()
+        ))?;
+    }
+    if let Some(tmpdir) = &contract.tmpdir {
+        make_tmpdir(tmpdir).step(format!("making the directory {}", tmpdir.display()))?;
+    }
+    Ok(())
+}
+
+fn mount_share(share: &Mount) -> io::Result<()> {
+    fs::create_dir_all(&share.target)?;
+    let Channel::Hostfs = share.channel;
+    let flags = match share.read_only {
+        true => MsFlags::MS_RDONLY,
+        false => MsFlags::empty(),
+    };
+    mount(
+        NONE,
+        &share.target,
+        Some("hostfs"),
+        flags,
+        Some(share.source.as_os_str()),
+    )?;
+    Ok(())
+}
+
+/// The caller may have come to the job directory through a symbolic link that the appliance does
+/// not have: the path that the caller knows leads to the mounted directory.
+fn link_job_directory(jobdir: &Path, mounted: &Path) -> io::Result<()> {
+    if jobdir.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = jobdir.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    std::os::unix::fs::symlink(mounted, jobdir)
+}
+
+fn make_tmpdir(tmpdir: &Path) -> io::Result<()> {
+    if !tmpdir.exists() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o777)
+            .create(tmpdir)?;
+        fs::set_permissions(tmpdir, fs::Permissions::from_mode(0o1777))?;
+    }
+    Ok(())
+}
+
+fn annotate(what: &str, errno: nix::Error) -> io::Error {
+    let error = io::Error::from(errno);
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}

@@ -1,0 +1,209 @@
+//! The command as a process: its streams, its user, its terminal.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use apppot_contract::{Contract, Stdin, Terminal};
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use nix::pty::{openpty, OpenptyResult, Winsize};
+
+use crate::accounts::Identity;
+use crate::workload::Program;
+
+/// The agent's ends of the command's streams, none of which block.
+pub(crate) struct Running {
+    /// The process, which leads a session of its own.
+    pub(crate) pid: libc::pid_t,
+    /// Where standard input goes, unless it comes from elsewhere.
+    pub(crate) stdin: Option<File>,
+    /// Where standard output comes from; with a terminal, everything.
+    pub(crate) stdout: File,
+    /// Where standard error comes from, without a terminal.
+    pub(crate) stderr: Option<File>,
+    /// The terminal's master side.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// Bytes that the kernel keeps in a pipe between the agent and the command.
+const PIPE_SIZE: libc::c_int = 256 << 10;
+
+/// Starts `program`.
+///
+/// # Errors
+/// As execve(2).
+pub(crate) fn start(
+    program: &Program,
+    environment: &[(OsString, OsString)],
+    identity: &Identity,
+    contract: &Contract,
+) -> io::Result<Running> {
+    match spawn(program, environment, identity, contract) {
+        // A script without an interpreter's line runs in a shell, as execvp(3) has it.
+        Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) && is_text(&program.path) => {
+            let mut argv = vec![OsString::from("sh"), program.path.clone().into()];
+            argv.extend_from_slice(&program.argv[1..]);
+            let shell = Program {
+                path: "/bin/sh".into(),
+                argv,
+            };
+            spawn(&shell, environment, identity, contract)
+        }
+        result => result,
+    }
+}
+
+fn is_text(path: &Path) -> bool {
+    let mut start = [0; 128];
+    let len = File::open(path).and_then(|mut file| io::Read::read(&mut file, &mut start));
+    len.is_ok_and(|len| !start[..len].contains(&0))
+}
+
+fn spawn(
+    program: &Program,
+    environment: &[(OsString, OsString)],
+    identity: &Identity,
+    contract: &Contract,
+) -> io::Result<Running> {
+    let mut command = Command::new(&program.path);
+    command
+        .arg0(&program.argv[0])
+        .args(&program.argv[1..])
+        .env_clear()
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .current_dir(&contract.jobdir);
+    let streams = match &contract.terminal {
+        Some(terminal) => Streams::terminal(&mut command, terminal, identity)?,
+        None => Streams::pipes(&mut command, &contract.stdin)?,
+    };
+    let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups.clone());
+    let has_terminal = contract.terminal.is_some();
+    let closed = contract.stdin == Stdin::Closed && !has_terminal;
+    // SAFETY: the closure makes only async-signal-safe calls.
+    unsafe {
+        command.pre_exec(move || become_user(uid, gid, &groups, has_terminal, closed));
+    }
+    let child = command.spawn()?;
+    Ok(Running {
+        pid: child.id() as libc::pid_t,
+        stdin: streams.stdin,
+        stdout: streams.stdout,
+        stderr: streams.stderr,
+        terminal: streams.terminal,
+    })
+}
+
+/// Between fork and exec.
+fn become_user(uid: u32, gid: u32, groups: &[u32], terminal: bool, closed: bool) -> io::Result<()> {
+    let check = |result: libc::c_int| match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    // SAFETY: plain system calls of a single-threaded process; the pointers are to live values.
+    unsafe {
+        check(libc::setsid())?;
+        if terminal {
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        check(libc::sigemptyset(&mut none))?;
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &none,
+            std::ptr::null_mut(),
+        ))?;
+        check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+        check(libc::setgid(gid))?;
+        check(libc::setuid(uid))?;
+        if closed {
+            check(libc::close(0))?;
+        }
+    }
+    Ok(())
+}
+
+struct Streams {
+    stdin: Option<File>,
+    stdout: File,
+    stderr: Option<File>,
+    terminal: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn pipes(command: &mut Command, stdin: &Stdin) -> io::Result<Self> {
+        let stdin = match stdin {
+            Stdin::Null | Stdin::Closed => {
+                command.stdin(Stdio::null());
+                None
+            }
+            Stdin::Link | Stdin::Ring(_) => {
+                let (read, write) = io::pipe()?;
+                command.stdin(read);
+                Some(ours(OwnedFd::from(write))?)
+            }
+        };
+        let (stdout, write) = io::pipe()?;
+        command.stdout(write);
+        let (stderr, write) = io::pipe()?;
+        command.stderr(write);
+        Ok(Streams {
+            stdin,
+            stdout: ours(stdout.into())?,
+            stderr: Some(ours(stderr.into())?),
+            terminal: None,
+        })
+    }
+
+    fn terminal(
+        command: &mut Command,
+        terminal: &Terminal,
+        identity: &Identity,
+    ) -> io::Result<Self> {
+        let size = winsize(terminal.rows, terminal.columns);
+        let OpenptyResult { master, slave } = openpty(&size, None)?;
+        // The slave belongs to the user, as after a login.
+        nix::unistd::fchown(&slave, Some(identity.uid.into()), None)?;
+        command
+            .stdin(slave.try_clone()?)
+            .stdout(slave.try_clone()?)
+            .stderr(slave);
+        for fd in [&master] {
+            fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        }
+        Ok(Streams {
+            stdin: Some(ours(master.try_clone()?)?),
+            stdout: ours(master.try_clone()?)?,
+            stderr: None,
+            terminal: Some(master),
+        })
+    }
+}
+
+/// Prepares the agent's end of a stream.
+fn ours(fd: OwnedFd) -> io::Result<File> {
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    // Only pipes have a size, and a smaller one also works.
+    let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+    Ok(fd.into())
+}
+
+fn winsize(rows: u16, columns: u16) -> Winsize {
+    Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+/// Tells the terminal its new size; the kernel sends SIGWINCH.
+pub(crate) fn resize(terminal: &OwnedFd, rows: u16, columns: u16) {
+    let size = winsize(rows, columns);
+    // SAFETY: TIOCSWINSZ reads a winsize. A failure leaves the old size.
+    unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+}

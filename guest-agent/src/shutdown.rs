@@ -1,0 +1,136 @@
+//! The end: processes, filesystems, the report, power-off. In this order, so that when the
+//! launcher has the report everything is in its place.
+
+use std::time::{Duration, Instant};
+
+use apppot_contract::link::Frame;
+use apppot_contract::Report;
+use nix::mount::{mount, umount2, MntFlags, MsFlags};
+use nix::sys::reboot::{reboot, RebootMode};
+use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
+
+use crate::link::Link;
+
+/// Ends the machine.
+pub(crate) fn end(link: Option<Link>, report: &Report) -> ! {
+    end_processes(Duration::ZERO);
+    detach_filesystems();
+    match link {
+        Some(mut link) => {
+            // The launcher may be gone; the machine still ends.
+            let _ = link.send(&Frame::Report(&report.encode()));
+        }
+        None => eprintln!("apppot-init: {:?}", report.outcome),
+    }
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    // PID 1 must not return: the kernel would panic, which the launcher sees as well.
+    std::process::abort()
+}
+
+/// Asks all other processes to end, and ends them after `grace`.
+pub(crate) fn end_processes(grace: Duration) {
+    if !others_exist() {
+        return;
+    }
+    let patience = Instant::now() + grace;
+    signal_all(libc::SIGTERM);
+    while Instant::now() < patience {
+        if !others_exist() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal_all(libc::SIGKILL);
+    // Killed processes end soon, but for one that hangs in the kernel: no reason to hang with it.
+    let patience = Instant::now() + Duration::from_secs(2);
+    while others_exist() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Reaps what has ended; whether anything is left. Every orphan is PID 1's child.
+fn others_exist() -> bool {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return true,
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn signal_all(signal: libc::c_int) {
+    // SAFETY: kill takes no pointers; -1 spares PID 1 itself.
+    unsafe { libc::kill(-1, signal) };
+}
+
+/// Writes back and lets go of every filesystem that holds something of the user's.
+fn detach_filesystems() {
+    let Ok(table) = std::fs::read_to_string("/proc/mounts") else {
+        nix::unistd::sync();
+        return;
+    };
+    let _ = std::env::set_current_dir("/");
+    for line in table.lines().rev() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(target), Some(filesystem), Some(options)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let writable = options.split(',').any(|option| option == "rw");
+        let ours = matches!(
+            filesystem,
+            "hostfs" | "ext4" | "ext3" | "ext2" | "xfs" | "btrfs"
+        );
+        if writable && ours {
+            let_go(&unescape(target));
+        }
+    }
+}
+
+/// The root cannot be unmounted: read-only is as clean.
+fn let_go(target: &[u8]) {
+    let path = std::path::PathBuf::from(std::ffi::OsStr::new(
+        <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target),
+    ));
+    if target == b"/" || umount2(&path, MntFlags::empty()).is_err() {
+        nix::unistd::sync();
+        let none: Option<&str> = None;
+        let _ = mount(
+            none,
+            &path,
+            none,
+            MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+            none,
+        );
+    }
+}
+
+/// Undoes the octal escapes of /proc/mounts.
+fn unescape(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
+        let value = octal
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(value.unwrap_or(bytes[at]));
+        at += if value.is_some() { 4 } else { 1 };
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        assert_eq!(unescape(r"/a\040b\012c"), b"/a b\nc");
+        assert_eq!(unescape(r"/a\x"), br"/a\x");
+        assert_eq!(unescape(r"/\134"), b"/\\");
+    }
+}
