@@ -1,1 +1,72 @@
-fn main() {}
+//! `apppot`: run a command inside a software appliance as if it were an ordinary program.
+
+mod batch;
+mod caller;
+mod cli;
+mod config;
+mod doctor;
+mod failure;
+mod outcome;
+mod run;
+mod session;
+mod units;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use apppot_contract::Workload;
+use clap::{CommandFactory, Parser};
+
+use crate::cli::{Cli, Command, General};
+use crate::config::{Config, Values};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let general = cli.general.clone();
+    match dispatch(cli.command, &general) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            failure::print(&error, general.json);
+            ExitCode::from(outcome::FAILED)
+        }
+    }
+}
+
+fn dispatch(command: Command, general: &General) -> Result<u8> {
+    match command {
+        Command::Run(args) => {
+            let workload = match args.command.is_empty() {
+                true => Workload::Default,
+                false => Workload::Command(args.command),
+            };
+            run::run(&args.machine, workload, general)
+        }
+        Command::Shell(args) => run::run(&args.machine, Workload::Shell, general),
+        Command::Doctor => Ok(doctor::run(&here()?, general.json)),
+        Command::Config => show_config(general.json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "apppot", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+/// The configuration of a job in the current directory.
+fn here() -> Result<Config> {
+    let jobdir = caller::JobDirectory::find(None)?;
+    Config::load(Values::default(), &jobdir.real)
+}
+
+fn show_config(as_json: bool) -> Result<u8> {
+    let rows = here()?.rows();
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+        return Ok(0);
+    }
+    let widest = |get: fn(&config::Row) -> usize| rows.iter().map(get).max().unwrap_or(0);
+    let (keys, values) = (widest(|row| row.key.len()), widest(|row| row.value.len()));
+    for row in &rows {
+        println!("{:<keys$}  {:<values$}  {}", row.key, row.value, row.origin);
+    }
+    Ok(0)
+}

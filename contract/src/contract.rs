@@ -106,6 +106,8 @@ pub struct User {
     pub gid: u32,
     /// Supplementary group ids.
     pub groups: Vec<u32>,
+    /// The appliance's account that the job is to run under, and no other; it gets the numbers.
+    pub account: Option<String>,
 }
 
 /// What runs.
@@ -125,8 +127,6 @@ pub enum Workload {
 pub enum Stdin {
     /// `null`: `/dev/null`.
     Null,
-    /// `closed`: the job starts without descriptor 0.
-    Closed,
     /// `link`: `Stdin` frames on the link.
     Link,
     /// A device file: the bytes are in a ring on this block device, `StdinRing` frames on the link

@@ -55,6 +55,8 @@ pub enum Frame<'a> {
     Stderr(&'a [u8]),
     /// Either side: so many bytes of a stream have been consumed.
     Credit(Stream, u32),
+    /// Launcher: nobody reads this output stream any more; close it, as a pipe whose reader is gone.
+    Close(Stream),
     /// Launcher: the terminal's new size.
     Resize {
         /// Height in characters.
@@ -88,6 +90,7 @@ mod kind {
     pub(super) const SHUTDOWN: u8 = 11;
     pub(super) const LOG: u8 = 12;
     pub(super) const REPORT: u8 = 13;
+    pub(super) const CLOSE: u8 = 14;
 }
 
 impl<'a> Frame<'a> {
@@ -120,6 +123,7 @@ impl<'a> Frame<'a> {
                 );
             }
             Frame::Signal(number) => put(out, kind::SIGNAL, &[&[number]]),
+            Frame::Close(stream) => put(out, kind::CLOSE, &[&[stream.number()]]),
             Frame::Shutdown => put(out, kind::SHUTDOWN, &[]),
             Frame::Log(text) => put(out, kind::LOG, &[&text[..text.len().min(MAX_PAYLOAD)]]),
             Frame::Report(text) => put(out, kind::REPORT, &[text]),
@@ -165,6 +169,10 @@ impl<'a> Frame<'a> {
             },
             kind::SIGNAL => match *payload {
                 [number] => Frame::Signal(number),
+                _ => return Err(malformed),
+            },
+            kind::CLOSE => match *payload {
+                [stream] => Frame::Close(Stream::from_number(stream).ok_or(malformed)?),
                 _ => return Err(malformed),
             },
             kind::SHUTDOWN if payload.is_empty() => Frame::Shutdown,

@@ -68,13 +68,17 @@ fn mount() -> impl Strategy<Value = Mount> {
 
 fn user() -> impl Strategy<Value = User> {
     let id = || 0..u32::MAX;
-    (name(), id(), name(), id(), vec(id(), 0..4)).prop_map(|(name, uid, group, gid, groups)| User {
-        name,
-        uid,
-        group,
-        gid,
-        groups,
-    })
+    let account = proptest::option::of(name());
+    (name(), id(), name(), id(), vec(id(), 0..4), account).prop_map(
+        |(name, uid, group, gid, groups, account)| User {
+            name,
+            uid,
+            group,
+            gid,
+            groups,
+            account,
+        },
+    )
 }
 
 fn workload() -> impl Strategy<Value = Workload> {
@@ -88,7 +92,6 @@ fn workload() -> impl Strategy<Value = Workload> {
 fn stdin() -> impl Strategy<Value = Stdin> {
     prop_oneof![
         Just(Stdin::Null),
-        Just(Stdin::Closed),
         Just(Stdin::Link),
         path().prop_map(Stdin::Ring),
     ]
@@ -352,6 +355,7 @@ fn frame() -> impl Strategy<Value = OwnedFrame> {
         any::<(u16, u16)>().prop_map(|(rows, columns)| Frame::Resize { rows, columns }),
         (proptest::sample::select(streams), any::<u32>())
             .prop_map(|(stream, bytes)| Frame::Credit(stream, bytes)),
+        Just(Frame::Close(Stream::Stdout)),
     ];
     prop_oneof![
         (proptest::sample::select(carries), vec(any::<u8>(), 0..300))

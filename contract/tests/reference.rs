@@ -80,7 +80,7 @@ fn the_table_of_keys_is_the_code_s() {
         let key = line.split('=').next().unwrap();
         assert!(keys.contains(&key), "{key}");
     }
-    assert_eq!(keys.len(), 22);
+    assert_eq!(keys.len(), 23);
 }
 
 #[test]
@@ -105,6 +105,7 @@ fn the_table_of_frames_is_the_code_s() {
         Frame::Shutdown,
         Frame::Log(b""),
         Frame::Report(b""),
+        Frame::Close(apppot_contract::link::Stream::Stdout),
     ];
     for frame in frames {
         let debug = format!("{frame:?}");
@@ -113,7 +114,7 @@ fn the_table_of_frames_is_the_code_s() {
         assert!(PAGE.contains(&row), "{row}");
     }
     let mut decoder = Decoder::default();
-    decoder.feed(&[14, 0, 0, 0, 0]);
+    decoder.feed(&[15, 0, 0, 0, 0]);
     decoder
         .next()
         .expect_err("a type that the page does not have");

@@ -35,7 +35,7 @@ pub(crate) fn become_known(root: &Path, contract: &Contract) -> Result<Identity,
         return Ok(superuser(&passwd));
     };
     let group = read(&root.join("etc/group")).step(step)?;
-    let mapped = map(&passwd, &group, user);
+    let mapped = map(&passwd, &group, user).step(step)?;
     write_changed(&root.join("etc/group"), &group, &mapped.group).step(step)?;
     write_changed(&root.join("etc/passwd"), &passwd, &mapped.passwd).step(step)?;
     if mapped.passwd != passwd {
@@ -140,35 +140,27 @@ struct Mapped {
     was: Option<u32>,
 }
 
-fn map(passwd: &str, group: &str, user: &User) -> Mapped {
+fn map(passwd: &str, group: &str, user: &User) -> Result<Mapped, String> {
     let accounts = || passwd.lines().filter_map(Account::parse);
+    if let Some(name) = &user.account {
+        let account = accounts().find(|account| account.fields[0] == name);
+        let account = account.ok_or_else(|| format!("the appliance has no account '{name}'"))?;
+        return Ok(renumber(passwd, with_group(group, user), &account, user));
+    }
     let same = accounts().find(|account| account.uid() == Some(user.uid));
-    let regular =
-        || accounts().find(|account| account.uid().is_some_and(|uid| REGULAR.contains(&uid)));
-    let identity = |name: &str, home: PathBuf, shell: PathBuf| Identity {
-        name: name.to_owned(),
-        uid: user.uid,
-        gid: user.gid,
-        groups: user.groups.clone(),
-        home,
-        shell,
-    };
+    let mut regular =
+        accounts().filter(|account| account.uid().is_some_and(|uid| REGULAR.contains(&uid)));
     let group = with_group(group, user);
     if let Some(account) = same {
-        return Mapped {
+        return Ok(Mapped {
             passwd: passwd.to_owned(),
             group,
-            identity: identity(account.fields[0], account.home(), account.shell()),
+            identity: identity(account.fields[0], account.home(), account.shell(), user),
             was: None,
-        };
+        });
     }
-    if let Some(account) = regular() {
-        return Mapped {
-            passwd: renumbered(passwd, account.fields[0], user),
-            group,
-            identity: identity(account.fields[0], account.home(), account.shell()),
-            was: account.uid(),
-        };
+    if let Some(account) = regular.next() {
+        return Ok(renumber(passwd, group, &account, user));
     }
     let name = free_name(passwd, &user.name);
     let home = PathBuf::from(format!("/home/{name}"));
@@ -178,29 +170,48 @@ fn map(passwd: &str, group: &str, user: &User) -> Mapped {
         user.gid,
         home.display()
     );
-    Mapped {
+    Ok(Mapped {
         passwd: appended(passwd, &line),
         group,
-        identity: identity(&name, home, PathBuf::from("/bin/sh")),
+        identity: identity(&name, home, PathBuf::from("/bin/sh"), user),
         was: None,
+    })
+}
+
+fn identity(name: &str, home: PathBuf, shell: PathBuf, user: &User) -> Identity {
+    Identity {
+        name: name.to_owned(),
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+        home,
+        shell,
     }
 }
 
-fn renumbered(passwd: &str, name: &str, user: &User) -> String {
+/// Gives `account` the user's numbers. Its line comes first, so that the number has its name even
+/// where another account has the same.
+fn renumber(passwd: &str, group: String, account: &Account, user: &User) -> Mapped {
     let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
-    let mut out = String::with_capacity(passwd.len() + 8);
+    let mut fields = account.fields;
+    fields[2] = &uid;
+    fields[3] = &gid;
+    let mut out = fields.join(":");
     for line in passwd.lines() {
-        match Account::parse(line) {
-            Some(mut account) if account.fields[0] == name => {
-                account.fields[2] = &uid;
-                account.fields[3] = &gid;
-                out.push_str(&account.fields.join(":"));
-            }
-            _ => out.push_str(line),
+        let same = Account::parse(line).is_some_and(|other| other.fields[0] == account.fields[0]);
+        if !same {
+            out.push('\n');
+            out.push_str(line);
         }
-        out.push('\n');
     }
-    out
+    out.push('\n');
+    let unchanged = account.uid() == Some(user.uid) && fields[3] == account.fields[3];
+    Mapped {
+        passwd: if unchanged { passwd.to_owned() } else { out },
+        group,
+        identity: identity(account.fields[0], account.home(), account.shell(), user),
+        was: account.uid(),
+    }
 }
 
 /// The group file with the user's group, under another name when the name has another number.
@@ -325,12 +336,13 @@ mod tests {
             group: group.to_owned(),
             gid,
             groups: vec![gid, 27],
+            account: None,
         }
     }
 
     #[test]
     fn an_account_with_the_same_uid_serves_as_it_is() {
-        let mapped = map(PASSWD, GROUP, &caller("ada", 1000, "ada", 1000));
+        let mapped = map(PASSWD, GROUP, &caller("ada", 1000, "ada", 1000)).unwrap();
         assert_eq!(mapped.passwd, PASSWD);
         assert_eq!(mapped.group, GROUP);
         assert_eq!(mapped.identity.name, "user");
@@ -340,7 +352,7 @@ mod tests {
 
     #[test]
     fn the_regular_user_gets_the_callers_numbers() {
-        let mapped = map(PASSWD, GROUP, &caller("ada", 54321, "staff", 50000));
+        let mapped = map(PASSWD, GROUP, &caller("ada", 54321, "staff", 50000)).unwrap();
         assert!(mapped
             .passwd
             .contains("\nuser:x:54321:50000:,,,:/home/user:/bin/bash\n"));
@@ -352,13 +364,24 @@ mod tests {
     #[test]
     fn an_account_is_made_where_there_is_no_regular_user() {
         let system = "root:x:0:0::/root:/bin/sh\nada:x:5:5::/:/bin/false";
-        let mapped = map(system, "users:x:100:", &caller("ada", 1234, "users", 1234));
+        let mapped = map(system, "users:x:100:", &caller("ada", 1234, "users", 1234)).unwrap();
         assert!(mapped
             .passwd
             .ends_with("\nada-host:x:1234:1234::/home/ada-host:/bin/sh\n"));
         assert!(mapped.group.ends_with("\ngid1234:x:1234:\n"));
-        let mapped = map("", "", &caller("ada", 1234, "users", 1234));
+        let mapped = map("", "", &caller("ada", 1234, "users", 1234)).unwrap();
         assert_eq!(mapped.passwd, "ada:x:1234:1234::/home/ada:/bin/sh\n");
+    }
+
+    #[test]
+    fn a_chosen_account_is_taken_or_missed() {
+        let mut user = caller("ada", 1000, "ada", 1000);
+        user.account = Some(String::from("daemon"));
+        let mapped = map(PASSWD, GROUP, &user).unwrap();
+        assert!(mapped.passwd.starts_with("daemon:x:1000:1000:"));
+        assert_eq!(mapped.identity.name, "daemon");
+        user.account = Some(String::from("nobody-knows"));
+        assert!(map(PASSWD, GROUP, &user).is_err());
     }
 
     #[test]
@@ -370,8 +393,8 @@ mod tests {
     #[test]
     fn mapping_twice_changes_nothing_more() {
         let user = caller("ada", 54321, "staff", 50000);
-        let once = map(PASSWD, GROUP, &user);
-        let twice = map(&once.passwd, &once.group, &user);
+        let once = map(PASSWD, GROUP, &user).unwrap();
+        let twice = map(&once.passwd, &once.group, &user).unwrap();
         assert_eq!((once.passwd, once.group), (twice.passwd, twice.group));
     }
 

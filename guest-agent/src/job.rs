@@ -119,7 +119,7 @@ impl<'a> Job<'a> {
         input: Input,
         signals: SignalFd,
     ) -> Self {
-        let stdout = running.stdout.try_clone().ok();
+        let stdout = running.stdout.take();
         let stderr = running.stderr.take();
         let output = |stream, pipe| Output {
             stream,
@@ -151,6 +151,8 @@ impl<'a> Job<'a> {
 
     /// Serves until the command has ended and its output has been sent.
     fn serve(&mut self) -> io::Result<Outcome> {
+        // Some may have come with the contract.
+        self.take_frames()?;
         while self.ended.is_none() {
             self.turn()?;
         }
@@ -213,6 +215,11 @@ impl<'a> Job<'a> {
 
     fn read_link(&mut self) -> io::Result<()> {
         self.link.read()?;
+        self.take_frames()
+    }
+
+    /// Deals with every frame that has been read whole.
+    fn take_frames(&mut self) -> io::Result<()> {
         loop {
             let frame = self.link.next().map_err(io::Error::other)?;
             let Some(frame) = frame else {
@@ -226,6 +233,13 @@ impl<'a> Job<'a> {
                     for output in &mut self.outputs {
                         if output.stream == stream {
                             output.credit = (output.credit + bytes as usize).min(WINDOW);
+                        }
+                    }
+                }
+                Frame::Close(stream) => {
+                    for output in &mut self.outputs {
+                        if output.stream == stream {
+                            output.pipe = None;
                         }
                     }
                 }

@@ -22,7 +22,7 @@ pub(crate) struct Running {
     /// Where standard input goes, unless it comes from elsewhere.
     pub(crate) stdin: Option<File>,
     /// Where standard output comes from; with a terminal, everything.
-    pub(crate) stdout: File,
+    pub(crate) stdout: Option<File>,
     /// Where standard error comes from, without a terminal.
     pub(crate) stderr: Option<File>,
     /// The terminal's master side.
@@ -82,23 +82,22 @@ fn spawn(
     };
     let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups.clone());
     let has_terminal = contract.terminal.is_some();
-    let closed = contract.stdin == Stdin::Closed && !has_terminal;
     // SAFETY: the closure makes only async-signal-safe calls.
     unsafe {
-        command.pre_exec(move || become_user(uid, gid, &groups, has_terminal, closed));
+        command.pre_exec(move || become_user(uid, gid, &groups, has_terminal));
     }
     let child = command.spawn()?;
     Ok(Running {
         pid: child.id() as libc::pid_t,
         stdin: streams.stdin,
-        stdout: streams.stdout,
+        stdout: Some(streams.stdout),
         stderr: streams.stderr,
         terminal: streams.terminal,
     })
 }
 
 /// Between fork and exec.
-fn become_user(uid: u32, gid: u32, groups: &[u32], terminal: bool, closed: bool) -> io::Result<()> {
+fn become_user(uid: u32, gid: u32, groups: &[u32], terminal: bool) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -119,9 +118,6 @@ fn become_user(uid: u32, gid: u32, groups: &[u32], terminal: bool, closed: bool)
         check(libc::setgroups(groups.len(), groups.as_ptr()))?;
         check(libc::setgid(gid))?;
         check(libc::setuid(uid))?;
-        if closed {
-            check(libc::close(0))?;
-        }
     }
     Ok(())
 }
@@ -136,7 +132,7 @@ struct Streams {
 impl Streams {
     fn pipes(command: &mut Command, stdin: &Stdin) -> io::Result<Self> {
         let stdin = match stdin {
-            Stdin::Null | Stdin::Closed => {
+            Stdin::Null => {
                 command.stdin(Stdio::null());
                 None
             }

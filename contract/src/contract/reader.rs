@@ -21,6 +21,7 @@ pub(crate) struct Reader {
     group: Option<String>,
     gid: Option<u32>,
     groups: Vec<u32>,
+    account: Option<String>,
     argv: Vec<OsString>,
     shell: bool,
     size: Option<(u16, u16)>,
@@ -68,6 +69,7 @@ impl Reader {
             "group" => self.group = Some(name(token)?),
             "gid" => self.gid = Some(id(token, token.value)?),
             "groups" => self.groups = ids(token)?,
+            "account" => self.account = Some(name(token)?),
             "shell" if token.value == "yes" => self.shell = true,
             "shell" => return Err(token.error("takes only 'yes'")),
             "stdin" => contract.stdin = stdin(token)?,
@@ -136,9 +138,10 @@ impl Reader {
     fn user(&mut self) -> Result<Option<User>, Error> {
         let (name, group) = (self.user.take(), self.group.take());
         if name.is_none() && group.is_none() && self.uid.is_none() && self.gid.is_none() {
-            return match self.groups.is_empty() {
-                true => Ok(None),
-                false => Err(Error::new(b"apppot.groups", "needs apppot.user")),
+            return match (self.groups.is_empty(), &self.account) {
+                (true, None) => Ok(None),
+                (false, _) => Err(Error::new(b"apppot.groups", "needs apppot.user")),
+                (_, Some(_)) => Err(Error::new(b"apppot.account", "needs apppot.user")),
             };
         }
         Ok(Some(User {
@@ -147,6 +150,7 @@ impl Reader {
             group: group.ok_or_else(|| part_of_user("group"))?,
             gid: self.gid.ok_or_else(|| part_of_user("gid"))?,
             groups: std::mem::take(&mut self.groups),
+            account: self.account.take(),
         }))
     }
 }
@@ -257,7 +261,6 @@ fn boot(token: &Token) -> Result<Boot, Error> {
 fn stdin(token: &Token) -> Result<Stdin, Error> {
     Ok(match token.value {
         "null" => Stdin::Null,
-        "closed" => Stdin::Closed,
         "link" => Stdin::Link,
         _ => Stdin::Ring(absolute(token, token.bytes()?)?),
     })

@@ -42,7 +42,6 @@ fn every_key_is_read_and_written() {
         c.workload = command(&["ls", "-l", "a,b"]);
     });
     reads_as("apppot.shell=yes", |c| c.workload = Workload::Shell);
-    reads_as("apppot.stdin=closed", |c| c.stdin = Stdin::Closed);
     reads_as("apppot.stdin=link", |c| c.stdin = Stdin::Link);
     reads_as("apppot.stdin=/dev/ubdb", |c| {
         c.stdin = Stdin::Ring("/dev/ubdb".into())
@@ -88,13 +87,20 @@ fn compound_values_are_read_and_written() {
         group: "staff".into(),
         gid: 50,
         groups: vec![],
+        account: None,
     };
     let tokens = "apppot.user=j.doe apppot.uid=1000 apppot.group=staff apppot.gid=50";
     reads_as(tokens, |c| c.user = Some(user.clone()));
     reads_as(&format!("{tokens} apppot.groups=4,24"), |c| {
         c.user = Some(User {
             groups: vec![4, 24],
-            ..user
+            ..user.clone()
+        });
+    });
+    reads_as(&format!("{tokens} apppot.account=www-data"), |c| {
+        c.user = Some(User {
+            account: Some("www-data".into()),
+            ..user.clone()
         });
     });
     reads_as("apppot.terminal=24,80 TERM=xterm-256color", |c| {

@@ -77,6 +77,9 @@ impl User {
             let groups: Vec<String> = self.groups.iter().map(u32::to_string).collect();
             out.add("groups", groups.join(","));
         }
+        if let Some(account) = &self.account {
+            out.add("account", account);
+        }
     }
 }
 
@@ -116,7 +119,6 @@ impl Stdin {
     fn word(&self) -> &[u8] {
         match self {
             Stdin::Null => b"null",
-            Stdin::Closed => b"closed",
             Stdin::Link => b"link",
             Stdin::Ring(device) => device.as_os_str().as_bytes(),
         }

@@ -1,0 +1,205 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use apppot_backends::spec::{Containment, Seccomp};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units::{Duration, Size};
+
+/// Run a command inside a software appliance as if it were an ordinary program.
+#[derive(Debug, Parser)]
+#[command(
+    name = "apppot",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) general: General,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct General {
+    /// Say more: what was chosen and why; twice: the guest's console too
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// Print no warnings
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Print results and errors as JSON (run: the report, on standard error)
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in an appliance
+    #[command(after_long_help = RUN_HELP)]
+    Run(RunArgs),
+    /// Open a shell in an appliance
+    Shell(ShellArgs),
+    /// Check what this machine offers, and say what to do where it lacks something
+    Doctor,
+    /// Show the effective configuration and where each value comes from
+    Config,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+const RUN_HELP: &str = "\
+Without a command, the job directory's ./apppot-run is run, else the image's
+/etc/apppot/autorun, else a shell. The command runs in the job directory, with
+the caller's user, standard streams and signals.
+
+Exit status: the command's own; 128+n when signal n ended it; 124 time limit;
+125 AppPot or the machine failed; 126 the command cannot be executed; 127 it
+does not exist.
+
+Examples:
+  apppot run -- uname -a
+  apppot run --image debian.img --memory 2G -- python3 plot.py < data.csv
+  apppot run --image debian.img --overlay my.cow --root -- apt-get install -y gcc";
+
+/// `apppot run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `apppot shell`.
+#[derive(Debug, Args)]
+pub(crate) struct ShellArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+/// Who is PID 1 while the job runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Boot {
+    /// AppPot's agent: fast
+    Direct,
+    /// The image's own init
+    System,
+}
+
+/// Options of the commands that start a machine.
+#[derive(Debug, Args)]
+pub(crate) struct MachineArgs {
+    /// The appliance: a raw image, a root directory, or 'host' for this host's own root, read-only
+    #[arg(short, long, value_name = "PATH", help_heading = "Appliance")]
+    pub(crate) image: Option<PathBuf>,
+    /// Keep writes to the image in this copy-on-write file, or 'memory' (default: they vanish)
+    #[arg(long, value_name = "FILE", help_heading = "Appliance")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// Write into the image itself
+    #[arg(long, conflicts_with = "overlay", help_heading = "Appliance")]
+    pub(crate) write: bool,
+    /// Merge this changes archive at boot; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "Appliance")]
+    pub(crate) changes: Vec<PathBuf>,
+
+    /// The hypervisor: uml, or auto
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub(crate) backend: Option<String>,
+    /// The guest kernel
+    #[arg(short, long, value_name = "FILE", help_heading = "Machine")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Guest memory, such as 512M or 2G
+    #[arg(
+        short,
+        long,
+        visible_alias = "mem",
+        value_name = "SIZE",
+        help_heading = "Machine"
+    )]
+    pub(crate) memory: Option<Size>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
+    pub(crate) cpus: Option<u32>,
+    /// Who is PID 1 in the guest
+    #[arg(long, value_enum, default_value = "direct", help_heading = "Machine")]
+    pub(crate) boot: Boot,
+    /// Confine the machine's process to its own files: required, auto or off
+    #[arg(long, value_name = "MODE", value_parser = containment, help_heading = "Machine")]
+    pub(crate) containment: Option<Containment>,
+    /// UML's seccomp mode, auto or off: faster; guest processes are not protected from each other
+    #[arg(long, value_name = "MODE", value_parser = seccomp, help_heading = "Machine")]
+    pub(crate) seccomp: Option<Seccomp>,
+    /// A raw word for the guest kernel's command line; repeatable
+    #[arg(
+        long,
+        value_name = "WORD",
+        allow_hyphen_values = true,
+        help_heading = "Machine"
+    )]
+    pub(crate) extra: Vec<OsString>,
+    /// Name of the machine
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub(crate) id: Option<String>,
+
+    /// The job directory (default: the current directory)
+    #[arg(short, long, value_name = "DIR", help_heading = "Job")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// Share another directory; repeatable
+    #[arg(short, long, value_name = "HOST[:GUEST][:ro]", help_heading = "Job")]
+    pub(crate) bind: Vec<OsString>,
+    /// Set a variable in the job's environment, or pass one on; repeatable
+    #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "Job")]
+    pub(crate) env: Vec<OsString>,
+    /// Set variables from a file of NAME=VALUE lines; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "Job")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Run as root of the guest
+    #[arg(long, conflicts_with = "user", help_heading = "Job")]
+    pub(crate) root: bool,
+    /// Run as this account of the appliance, which gets the caller's numbers
+    #[arg(short, long, value_name = "NAME", help_heading = "Job")]
+    pub(crate) user: Option<String>,
+    /// Give the command a terminal even when the caller has none
+    #[arg(short, long, overrides_with = "no_tty", help_heading = "Job")]
+    pub(crate) tty: bool,
+    /// Give the command no terminal
+    #[arg(short = 'T', long, overrides_with = "tty", help_heading = "Job")]
+    pub(crate) no_tty: bool,
+    /// End the job after this time, such as 90s or 1h30m
+    #[arg(long, value_name = "TIME", help_heading = "Job")]
+    pub(crate) time_limit: Option<Duration>,
+    /// Time between asking the job to end and ending it (default: 4s)
+    #[arg(long, value_name = "TIME", help_heading = "Job")]
+    pub(crate) grace: Option<Duration>,
+    /// Write a report about the run to this file, as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Job")]
+    pub(crate) report: Option<PathBuf>,
+    /// Print what would be started, and start nothing
+    #[arg(long, help_heading = "Job")]
+    pub(crate) dry_run: bool,
+}
+
+fn containment(text: &str) -> Result<Containment, String> {
+    word(text, "required, auto or off")
+}
+
+fn seccomp(text: &str) -> Result<Seccomp, String> {
+    word(text, "auto or off")
+}
+
+/// A word of an enum that configuration files have as well.
+fn word<T: serde::de::DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
+    use serde::de::value::{Error, StrDeserializer};
+    use serde::de::IntoDeserializer;
+    let deserializer: StrDeserializer<Error> = text.into_deserializer();
+    T::deserialize(deserializer).map_err(|_| format!("expected {words}"))
+}

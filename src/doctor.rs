@@ -1,0 +1,304 @@
+//! `apppot doctor`: what this machine offers, what that means, what to do.
+
+use std::io::IsTerminal;
+
+use apppot_backends::uml::kernel::{Has, Kernel};
+use apppot_backends::{containment, limits};
+use serde::Serialize;
+
+use crate::config::Config;
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// As it should be.
+    Good,
+    /// Works, with a drawback.
+    Fair,
+    /// Nothing runs.
+    Bad,
+}
+
+/// One line.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    state: State,
+    found: String,
+    /// What it means for the user, unless all is well.
+    consequence: Option<String>,
+    /// What to do about it.
+    remedy: Option<String>,
+}
+
+impl Check {
+    fn good(name: &'static str, found: impl Into<String>) -> Self {
+        Check {
+            name,
+            state: State::Good,
+            found: found.into(),
+            consequence: None,
+            remedy: None,
+        }
+    }
+
+    fn but(self, state: State, consequence: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Check {
+            state,
+            consequence: Some(consequence.into()),
+            remedy: Some(remedy.into()),
+            ..self
+        }
+    }
+}
+
+/// Checks and prints. The exit status: 1 when no backend can run.
+pub(crate) fn run(config: &Config, as_json: bool) -> u8 {
+    let checks = checks(config);
+    if as_json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&checks).unwrap_or_default()
+        );
+    } else {
+        checks.iter().for_each(print);
+    }
+    u8::from(checks.iter().any(|check| check.state == State::Bad))
+}
+
+fn checks(config: &Config) -> Vec<Check> {
+    let mut checks = Vec::new();
+    match Kernel::find(config.kernel.value.as_deref()) {
+        Ok(kernel) => checks.extend([
+            found(&kernel),
+            seccomp(&kernel),
+            smp(&kernel),
+            overlay(&kernel),
+        ]),
+        Err(error) => {
+            let hint = error.hint().unwrap_or_default();
+            checks.push(Check::good("uml kernel", error.to_string()).but(
+                State::Bad,
+                "no appliance can run with User-Mode Linux",
+                hint,
+            ));
+        }
+    }
+    checks.extend([
+        memory_backing(),
+        address_space(),
+        cgroup(),
+        map_count(),
+        landlock(),
+        kvm(),
+        disk(),
+    ]);
+    checks
+}
+
+fn found(kernel: &Kernel) -> Check {
+    let check = Check::good(
+        "uml kernel",
+        format!("{} ({})", kernel.path.display(), kernel.release),
+    );
+    match kernel.is_ours() {
+        true => check,
+        false => check.but(
+            State::Fair,
+            "it boots in about 1.3 s, AppPot's own in a twentieth of that",
+            "build AppPot's kernel with 'make kernel'",
+        ),
+    }
+}
+
+fn seccomp(kernel: &Kernel) -> Check {
+    match kernel.has_seccomp() {
+        true => Check::good("seccomp mode", "supported by the kernel"),
+        false => Check::good(
+            "seccomp mode",
+            "not supported by the kernel (6.16 and later have it)",
+        )
+        .but(
+            State::Fair,
+            "system calls in the guest take about twice as long",
+            "build AppPot's kernel with 'make kernel'",
+        ),
+    }
+}
+
+fn smp(kernel: &Kernel) -> Check {
+    match kernel.has_smp() {
+        true => Check::good("several cpus", "supported by the kernel"),
+        false => Check::good("several cpus", "not supported by the kernel").but(
+            State::Fair,
+            "--cpus above 1 is refused",
+            "build AppPot's kernel with 'make kernel'",
+        ),
+    }
+}
+
+fn overlay(kernel: &Kernel) -> Check {
+    let name = "overlay";
+    match (kernel.has("OVERLAY_FS"), kernel.modules()) {
+        (Has::BuiltIn, _) => Check::good(name, "built into the kernel"),
+        (Has::Module, Some(directory)) => {
+            Check::good(name, format!("module in {}", directory.display()))
+        }
+        (Has::Module, None) => Check::good(
+            name,
+            "a module, but the kernel's module directory is missing",
+        )
+        .but(
+            State::Bad,
+            "images can only be run with --write or --overlay FILE",
+            format!(
+                "install the modules of {} to /usr/lib/uml/modules",
+                kernel.release
+            ),
+        ),
+        (Has::No, _) => Check::good(name, "the kernel has none").but(
+            State::Bad,
+            "images can only be run with --write or --overlay FILE",
+            "use another kernel",
+        ),
+    }
+}
+
+fn memory_backing() -> Check {
+    let name = "guest memory";
+    let (fit, unfit) = limits::backings();
+    let Some(best) = fit
+        .iter()
+        .max_by_key(|backing| (backing.is_memory, backing.free))
+    else {
+        let reasons: Vec<String> = unfit
+            .iter()
+            .map(|place| format!("{}: {}", place.path.display(), place.reason))
+            .collect();
+        return Check::good(name, reasons.join("; ")).but(
+            State::Bad,
+            "the guest's memory has no place",
+            "set TMPDIR to a directory on a local filesystem that is not mounted noexec",
+        );
+    };
+    let check = Check::good(
+        name,
+        format!("{} ({} MiB free)", best.path.display(), best.free >> 20),
+    );
+    match best.is_memory {
+        true => check,
+        false => check.but(
+            State::Fair,
+            "it is on a disk, which has to write back what the guest changes",
+            "ask the administrator for a /dev/shm that is large enough and not mounted noexec",
+        ),
+    }
+}
+
+fn address_space() -> Check {
+    use nix::sys::resource::{getrlimit, Resource, RLIM_INFINITY};
+    let name = "address space";
+    match getrlimit(Resource::RLIMIT_AS) {
+        Ok((RLIM_INFINITY, _)) => Check::good(name, "not limited"),
+        Ok((limit, _)) => Check::good(name, format!("limited to {} MiB (RLIMIT_AS)", limit >> 20))
+            .but(
+                State::Fair,
+                "machines with more memory than that are refused",
+                "raise it with 'ulimit -v unlimited', or ask the batch system for more memory",
+            ),
+        Err(errno) => Check::good(name, format!("unknown: {errno}")),
+    }
+}
+
+fn cgroup() -> Check {
+    match limits::cgroup_memory() {
+        None => Check::good("cgroup memory", "not limited"),
+        Some((limit, path)) => Check::good(
+            "cgroup memory",
+            format!("{} MiB ({})", limit >> 20, path.display()),
+        ),
+    }
+}
+
+fn map_count() -> Check {
+    const ENOUGH: u64 = 262_144;
+    let name = "max_map_count";
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
+    match text.trim().parse::<u64>() {
+        Ok(count) if count >= ENOUGH => Check::good(name, count.to_string()),
+        Ok(count) => Check::good(name, count.to_string()).but(
+            State::Fair,
+            format!(
+                "with a kernel that is not AppPot's own, a process that touches more than {} MiB in random order dies",
+                count * 4096 >> 20
+            ),
+            "use AppPot's kernel ('make kernel'), or ask the administrator for vm.max_map_count=1048576",
+        ),
+        Err(_) => Check::good(name, "unknown"),
+    }
+}
+
+fn landlock() -> Check {
+    match containment::landlock_abi() {
+        0 => Check::good("containment", "the host's kernel has no Landlock").but(
+            State::Fair,
+            "root of a guest reaches whatever its user reaches",
+            "use a host kernel from 5.13 on, with 'landlock' in its lsm= list",
+        ),
+        abi => Check::good("containment", format!("Landlock, ABI {abi}")),
+    }
+}
+
+fn kvm() -> Check {
+    let found = match std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        Ok(_) => String::from("/dev/kvm can be opened"),
+        Err(error) => format!("/dev/kvm: {error}"),
+    };
+    Check::good("kvm", format!("{found} (no backend of this build uses it)"))
+}
+
+fn disk() -> Check {
+    let here = std::env::current_dir().unwrap_or_default();
+    match nix::sys::statvfs::statvfs(&here) {
+        Ok(stat) => {
+            let free = stat.blocks_available() * stat.fragment_size();
+            let check = Check::good(
+                "free disk",
+                format!("{} MiB in {}", free >> 20, here.display()),
+            );
+            match free < 100 << 20 {
+                true => check.but(
+                    State::Fair,
+                    "the job's results may not fit",
+                    "free some space, or run in another directory",
+                ),
+                false => check,
+            }
+        }
+        Err(errno) => Check::good("free disk", format!("unknown: {errno}")),
+    }
+}
+
+fn print(check: &Check) {
+    let (sign, colour) = match check.state {
+        State::Good => ("ok  ", "32"),
+        State::Fair => ("note", "33"),
+        State::Bad => ("FAIL", "31"),
+    };
+    let sign = match std::io::stdout().is_terminal() {
+        true => format!("\x1b[{colour}m{sign}\x1b[0m"),
+        false => sign.to_owned(),
+    };
+    println!("{sign} {:<14} {}", check.name, check.found);
+    if let Some(consequence) = &check.consequence {
+        println!("     {:<14} {consequence}", "");
+    }
+    if let Some(remedy) = &check.remedy {
+        println!("     {:<14} -> {remedy}", "");
+    }
+}

@@ -1,0 +1,67 @@
+//! Errors as the user meets them: `error:`, `caused by:`, `hint:`.
+
+use std::fmt;
+use std::io::IsTerminal;
+
+use serde_json::json;
+
+/// An error with advice.
+#[derive(Debug)]
+pub(crate) struct Hinted {
+    message: String,
+    hint: String,
+}
+
+impl Hinted {
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Hinted {
+            message: message.into(),
+            hint: hint.into(),
+        })
+    }
+}
+
+impl fmt::Display for Hinted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+/// The advice that an error or one of its causes carries.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        if let Some(hinted) = cause.downcast_ref::<Hinted>() {
+            return Some(hinted.hint.clone());
+        }
+        cause.downcast_ref::<apppot_backends::Error>()?.hint()
+    })
+}
+
+/// Prints an error to standard error.
+pub(crate) fn print(error: &anyhow::Error, as_json: bool) {
+    let hint = hint(error);
+    if as_json {
+        let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+        let value = json!({ "error": error.to_string(), "caused-by": causes, "hint": hint });
+        eprintln!("{value}");
+        return;
+    }
+    let (red, plain) = match std::io::stderr().is_terminal() {
+        true => ("\x1b[1;31m", "\x1b[0m"),
+        false => ("", ""),
+    };
+    eprintln!("{red}error:{plain} {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("caused by: {cause}");
+    }
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// Prints a warning to standard error.
+pub(crate) fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}

@@ -1,0 +1,233 @@
+//! How a run ended: exit status, words for people, the report for programs.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use apppot_backends::{Facts, MachineEnd};
+use apppot_contract::{Outcome, Report};
+use serde_json::json;
+
+/// AppPot or the machine failed.
+pub(crate) const FAILED: u8 = 125;
+/// The command exists and cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// There is no such command.
+const NOT_FOUND: u8 = 127;
+/// The time limit was reached.
+const TIMED_OUT: u8 = 124;
+/// A signal's number is added to this.
+const SIGNALLED: u8 = 128;
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// The agent said how.
+    Reported(Report),
+    /// The launcher was asked to end by this signal, and the agent did not get to report.
+    Stopped(i32),
+    /// The deadline passed, and the agent did not get to report.
+    TimedOut,
+    /// The machine ended without a report.
+    Lost(Lost),
+}
+
+/// A machine that ended without a report, and what is known about it.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    reason: String,
+    /// The console's last lines.
+    pub(crate) console: Vec<String>,
+}
+
+impl Lost {
+    fn new(reason: impl Into<String>) -> Self {
+        Lost {
+            reason: reason.into(),
+            console: Vec::new(),
+        }
+    }
+
+    /// What came over the link could not be understood.
+    pub(crate) fn link(error: &dyn fmt::Display) -> Self {
+        Self::new(format!("the guest broke the rules of the link: {error}"))
+    }
+
+    /// No agent has spoken.
+    pub(crate) fn no_hello(patience: Duration) -> Self {
+        Self::new(format!(
+            "the guest did not come up within {} s",
+            patience.as_secs()
+        ))
+    }
+
+    /// The machine ended by itself.
+    pub(crate) fn machine(end: MachineEnd) -> Self {
+        Self::new(match end {
+            MachineEnd::PoweredOff => String::from("the guest powered off without a report"),
+            MachineEnd::Panicked => String::from("the guest's kernel panicked"),
+            MachineEnd::Failed(status) => {
+                format!("the hypervisor failed with exit status {status}")
+            }
+            MachineEnd::Killed(signal) => format!("the hypervisor was ended by signal {signal}"),
+        })
+    }
+}
+
+impl Ending {
+    /// The launcher's exit status.
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Ending::Reported(report) => match report.outcome {
+                Outcome::Exited { status } => status,
+                Outcome::Signalled { signal } => SIGNALLED.saturating_add(signal),
+                Outcome::TimedOut => TIMED_OUT,
+                Outcome::NotFound { .. } => NOT_FOUND,
+                Outcome::NotExecutable { .. } => NOT_EXECUTABLE,
+                Outcome::Failed { .. } => FAILED,
+            },
+            Ending::Stopped(signal) => SIGNALLED.saturating_add(u8::try_from(*signal).unwrap_or(0)),
+            Ending::TimedOut => TIMED_OUT,
+            Ending::Lost(_) => FAILED,
+        }
+    }
+
+    /// The error to be shown, unless the command itself has said all that there is to say.
+    pub(crate) fn error(&self) -> Option<anyhow::Error> {
+        match self {
+            Ending::Reported(report) => match &report.outcome {
+                Outcome::Exited { .. } | Outcome::Signalled { .. } => None,
+                Outcome::TimedOut => Some(anyhow::anyhow!("the job reached its time limit")),
+                Outcome::NotFound { reason } | Outcome::NotExecutable { reason } => {
+                    Some(anyhow::anyhow!("{}", printable(reason.as_bytes())))
+                }
+                Outcome::Failed { step, reason } => {
+                    let (step, reason) = (printable(step.as_bytes()), printable(reason.as_bytes()));
+                    Some(
+                        anyhow::anyhow!("{reason}")
+                            .context(format!("the job could not be started: {step}")),
+                    )
+                }
+            },
+            Ending::Stopped(_) => None,
+            Ending::TimedOut => Some(anyhow::anyhow!("the job reached its time limit")),
+            Ending::Lost(lost) => {
+                let mut error = anyhow::anyhow!("{}", lost.reason);
+                if !lost.console.is_empty() {
+                    let console = lost.console.join("\n  ");
+                    error =
+                        anyhow::anyhow!("{}; its console's last lines:\n  {console}", lost.reason);
+                }
+                Some(error.context("the machine ended without reporting how the command ended"))
+            }
+        }
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        match self {
+            Ending::Reported(report) => json!(report),
+            Ending::Stopped(signal) => json!({ "outcome": "stopped", "signal": signal }),
+            Ending::TimedOut => json!({ "outcome": "timed-out" }),
+            Ending::Lost(lost) => json!({
+                "outcome": "lost", "reason": lost.reason, "console": lost.console,
+            }),
+        }
+    }
+}
+
+/// Everything about a run, for `--report` and `--json`.
+pub(crate) fn report(
+    id: &str,
+    facts: &Facts,
+    ending: &Ending,
+    boot: Option<Duration>,
+    total: Duration,
+) -> serde_json::Value {
+    json!({
+        "id": id,
+        "version": env!("CARGO_PKG_VERSION"),
+        "exit-status": ending.exit_status(),
+        "job": ending.to_json(),
+        "machine": facts,
+        "boot-ms": boot.map(|boot| boot.as_secs_f64() * 1e3),
+        "total-ms": total.as_secs_f64() * 1e3,
+    })
+}
+
+/// Writes the report under a temporary name first: a half-written one is never seen.
+pub(crate) fn write_report(path: &Path, report: &serde_json::Value) -> Result<()> {
+    let failed = || format!("cannot write the report to '{}'", path.display());
+    if path.exists() && !path.is_file() {
+        // Such as /dev/stderr.
+        return std::fs::write(path, format!("{report}\n")).with_context(failed);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".apppot-new");
+    let new = path.with_file_name(name);
+    std::fs::write(&new, format!("{report:#}\n"))
+        .and_then(|()| std::fs::rename(&new, path))
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(&new);
+        })
+        .with_context(failed)
+}
+
+/// Text from the guest with everything taken out that a terminal might obey.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let keep = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().filter(keep).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use apppot_contract::Usage;
+
+    fn reported(outcome: Outcome) -> Ending {
+        Ending::Reported(Report {
+            outcome,
+            usage: Usage::default(),
+        })
+    }
+
+    #[test]
+    fn exit_statuses() {
+        let reason = || String::from("x");
+        for (ending, status) in [
+            (reported(Outcome::Exited { status: 37 }), 37),
+            (reported(Outcome::Signalled { signal: 9 }), 137),
+            (reported(Outcome::TimedOut), 124),
+            (reported(Outcome::NotFound { reason: reason() }), 127),
+            (reported(Outcome::NotExecutable { reason: reason() }), 126),
+            (
+                reported(Outcome::Failed {
+                    step: reason(),
+                    reason: reason(),
+                }),
+                125,
+            ),
+            (Ending::Stopped(libc::SIGTERM), 143),
+            (Ending::TimedOut, 124),
+            (Ending::Lost(Lost::machine(MachineEnd::PoweredOff)), 125),
+            (Ending::Lost(Lost::machine(MachineEnd::Panicked)), 125),
+        ] {
+            assert_eq!(ending.exit_status(), status, "{ending:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_command_said_itself_is_not_repeated() {
+        assert!(reported(Outcome::Exited { status: 1 }).error().is_none());
+        let mut lost = Lost::machine(MachineEnd::Panicked);
+        lost.console = vec![String::from("Kernel panic - not syncing")];
+        let error = format!("{:#}", Ending::Lost(lost).error().unwrap());
+        assert!(error.contains("Kernel panic"), "{error}");
+    }
+
+    #[test]
+    fn a_guests_text_cannot_command_the_terminal() {
+        assert_eq!(printable(b"a\x1b[31mb\x07\xff\nc"), "a[31mb\u{fffd}\nc");
+    }
+}

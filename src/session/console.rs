@@ -1,0 +1,86 @@
+//! The guest's console: kept for the case that something goes wrong, shown on request.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+
+use crate::outcome::printable;
+
+/// Bytes that are kept, the last ones.
+const KEPT: usize = 64 << 10;
+/// Lines that an error shows.
+const SHOWN: usize = 25;
+
+/// The console of one machine.
+#[derive(Debug)]
+pub(crate) struct Console {
+    pipe: Option<File>,
+    kept: VecDeque<u8>,
+    show: bool,
+}
+
+impl Console {
+    pub(crate) fn new(pipe: Option<File>, show: bool) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Console {
+            pipe,
+            kept: VecDeque::new(),
+            show,
+        })
+    }
+
+    /// What to poll for reading.
+    pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Reads what is there, once. Whether there may be more.
+    pub(crate) fn read(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        let Some(pipe) = &mut self.pipe else {
+            return false;
+        };
+        match pipe.read(&mut buffer) {
+            Ok(0) => self.pipe = None,
+            Ok(len) => {
+                self.keep(&buffer[..len]);
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.pipe = None,
+        }
+        false
+    }
+
+    /// Reads everything that the ended machine has left.
+    pub(crate) fn read_to_end(&mut self) {
+        while self.read() {}
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.show {
+            eprint!("{}", printable(bytes));
+        }
+        self.kept.extend(bytes);
+        let excess = self.kept.len().saturating_sub(KEPT);
+        self.kept.drain(..excess);
+    }
+
+    /// The last lines, made printable.
+    pub(crate) fn tail(&self) -> Vec<String> {
+        let bytes: Vec<u8> = self.kept.iter().copied().collect();
+        let text = printable(&bytes);
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        let first = lines.len().saturating_sub(SHOWN);
+        lines[first..].iter().map(|&line| line.to_owned()).collect()
+    }
+}

@@ -1,0 +1,381 @@
+//! The session: serves the link from the agent's hello to its report.
+//!
+//! The main thread reads the link, signals and the machine's end, and never waits for anything
+//! else: threads write the command's output, read standard input and write to the link. What is
+//! on its way between them is bounded by the link's credit.
+
+mod console;
+mod input;
+mod output;
+mod sender;
+mod signals;
+pub(crate) mod terminal;
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use apppot_backends::{Link, Machine, MachineEnd};
+use apppot_contract::link::{Decoder, Frame, Stream, MAX_PAYLOAD, PROTOCOL, WINDOW};
+use apppot_contract::Report;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+
+use self::console::Console;
+use self::output::Output;
+use self::sender::Sender;
+pub(crate) use self::signals::Signals;
+use self::terminal::RawTerminal;
+use crate::outcome::{printable, Ending, Lost};
+
+/// What the session needs to know about the job.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    /// Whether standard input is read.
+    pub(crate) reads_stdin: bool,
+    /// Whether the command has a terminal; then ours is put into raw mode.
+    pub(crate) terminal: bool,
+    /// When the job must have ended.
+    pub(crate) deadline: Option<Instant>,
+    /// Time between asking the job to end and ending it.
+    pub(crate) grace: Duration,
+    /// Whether the guest's console is shown.
+    pub(crate) show_console: bool,
+    /// Whether the guest's warnings are shown.
+    pub(crate) show_warnings: bool,
+}
+
+/// A kernel that has not brought up the agent in this time will not.
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+/// What the agent gets beyond the deadline and the grace to report and power off.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How the session ended, and when what happened.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) ending: Ending,
+    /// From the start of the machine to the agent's hello.
+    pub(crate) boot: Option<Duration>,
+    /// From the start of the machine to its end.
+    pub(crate) total: Duration,
+}
+
+/// Serves `machine` until it has ended.
+///
+/// # Errors
+/// The host's side fails: the link or the terminal cannot be used.
+pub(crate) fn serve(machine: &mut dyn Machine, signals: Signals, terms: &Terms) -> Result<Ended> {
+    let link = machine.link().context("the backend gave no link")?;
+    let mut session = Session::new(machine, link, signals, terms)?;
+    let ending = session.run()?;
+    session.finish(ending)
+}
+
+struct Session<'a> {
+    machine: &'a mut dyn Machine,
+    terms: &'a Terms,
+    stream: UnixStream,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+    sender: Sender,
+    console: Console,
+    signals: Signals,
+    outputs: [Output; 2],
+    input: Option<input::Source>,
+    document: Option<String>,
+    ring: Option<apppot_backends::Ring>,
+    raw: Option<RawTerminal>,
+    started: Instant,
+    boot: Option<Duration>,
+    report: Option<Report>,
+    /// The first signal that asked the launcher to end.
+    asked: Option<i32>,
+    /// When the agent is told to end the job.
+    shutdown_at: Option<Instant>,
+    /// When the machine is killed.
+    kill_at: Option<Instant>,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        machine: &'a mut dyn Machine,
+        link: Link,
+        signals: Signals,
+        terms: &'a Terms,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let console = Console::new(machine.console(), terms.show_console)?;
+        let sender = Sender::start(link.stream.try_clone()?)?;
+        let kill_at = match terms.deadline {
+            Some(deadline) => deadline + terms.grace + LAST_WORDS,
+            None => started + BOOT_PATIENCE,
+        };
+        Ok(Session {
+            outputs: [
+                Output::start(Stream::Stdout, io::stdout().as_fd(), sender.clone())?,
+                Output::start(Stream::Stderr, io::stderr().as_fd(), sender.clone())?,
+            ],
+            machine,
+            terms,
+            stream: link.stream,
+            decoder: Decoder::default(),
+            buffer: vec![0; 4 * MAX_PAYLOAD],
+            sender,
+            console,
+            signals,
+            input: None,
+            document: link.document,
+            ring: link.ring,
+            raw: None,
+            started,
+            boot: None,
+            report: None,
+            asked: None,
+            shutdown_at: None,
+            kill_at: Some(kill_at),
+        })
+    }
+
+    /// Until the machine has ended or been given up.
+    fn run(&mut self) -> Result<Ending> {
+        loop {
+            let ready = self.poll()?;
+            if ready.console {
+                self.console.read();
+            }
+            if ready.link {
+                if let Err(lost) = self.read_link() {
+                    self.machine.kill()?;
+                    return Ok(Ending::Lost(lost));
+                }
+            }
+            if ready.signals {
+                self.take_signals()?;
+            }
+            if ready.ended {
+                return self.machine_ended();
+            }
+            if let Some(ending) = self.enforce_time()? {
+                return Ok(ending);
+            }
+        }
+    }
+
+    fn poll(&mut self) -> Result<Ready> {
+        let next = [self.shutdown_at, self.kill_at].into_iter().flatten().min();
+        let timeout = next.map_or(PollTimeout::NONE, |next| {
+            let left = next.saturating_duration_since(Instant::now());
+            PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds = vec![
+            PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.machine.ended(), PollFlags::POLLIN),
+        ];
+        fds.extend(
+            self.console
+                .as_fd()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+        );
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(errno) => return Err(errno).context("cannot wait for the machine"),
+        }
+        let is = |index: usize| {
+            let events = fds.get(index).and_then(PollFd::revents);
+            events.is_some_and(|events| !events.is_empty())
+        };
+        Ok(Ready {
+            link: is(0),
+            signals: is(1),
+            ended: is(2),
+            console: is(3),
+        })
+    }
+
+    /// Reads once, and deals with the frames that are whole. An end of the stream is no news: the
+    /// machine's own end is.
+    fn read_link(&mut self) -> Result<bool, Lost> {
+        let len = match self.stream.read(&mut self.buffer) {
+            Ok(0) => return Ok(false),
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+            Err(error) => return Err(Lost::link(&error)),
+        };
+        self.decoder.feed(&self.buffer[..len]);
+        // The decoder lends from itself while the rest of the session is needed.
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let result = self.take_frames(&mut decoder);
+        self.decoder = decoder;
+        result.map(|()| true)
+    }
+
+    fn take_frames(&mut self, decoder: &mut Decoder) -> Result<(), Lost> {
+        while let Some(frame) = decoder.next().map_err(|error| Lost::link(&error))? {
+            self.take(&frame)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, frame: &Frame) -> Result<(), Lost> {
+        match *frame {
+            Frame::Hello { protocol, agent } => self.greet(protocol, agent),
+            Frame::Stdout(bytes) => self.outputs[0].push(bytes),
+            Frame::Stderr(bytes) => self.outputs[1].push(bytes),
+            Frame::Credit(Stream::Stdin, bytes) => {
+                if let Some(input) = &self.input {
+                    input.credit(bytes);
+                }
+                Ok(())
+            }
+            Frame::Log(text) => {
+                if self.terms.show_warnings {
+                    crate::failure::warn(&printable(text));
+                }
+                Ok(())
+            }
+            Frame::Report(text) => {
+                let report = Report::decode(text).map_err(|error| Lost::link(&error))?;
+                self.report = Some(report);
+                // All is in place; a machine that does not power off by itself need not.
+                self.kill_at = Some(Instant::now() + LAST_WORDS);
+                self.shutdown_at = None;
+                Ok(())
+            }
+            _ => Err(Lost::link(&"a frame that only the launcher sends")),
+        }
+    }
+
+    /// The agent is there.
+    fn greet(&mut self, protocol: u8, agent: &[u8]) -> Result<(), Lost> {
+        if self.boot.is_some() {
+            return Err(Lost::link(&"a second hello"));
+        }
+        if protocol != PROTOCOL {
+            let agent = printable(agent);
+            return Err(Lost::link(&format!(
+                "agent {agent} speaks version {protocol} of the link"
+            )));
+        }
+        self.boot = Some(self.started.elapsed());
+        if self.terms.deadline.is_none() && self.asked.is_none() {
+            self.kill_at = None;
+        }
+        if let Some(document) = self.document.take() {
+            for piece in document.as_bytes().chunks(MAX_PAYLOAD) {
+                self.sender.send(&Frame::Contract(piece));
+            }
+            self.sender.send(&Frame::Contract(b""));
+        }
+        if self.terms.terminal {
+            self.raw = RawTerminal::enter();
+        }
+        if self.terms.reads_stdin {
+            let source = input::Source::start(self.sender.clone(), self.ring.take());
+            self.input = Some(source.map_err(|error| Lost::link(&error))?);
+        }
+        Ok(())
+    }
+
+    fn take_signals(&mut self) -> Result<()> {
+        while let Some(signal) = self.signals.next() {
+            if signal == libc::SIGWINCH {
+                if let Some((rows, columns)) = terminal::size().filter(|_| self.terms.terminal) {
+                    self.sender.send(&Frame::Resize { rows, columns });
+                }
+                continue;
+            }
+            let ends = !matches!(signal, libc::SIGUSR1 | libc::SIGUSR2);
+            if ends && self.asked.is_none() {
+                self.asked = Some(signal);
+            }
+            if self.report.is_some() {
+                continue;
+            }
+            if self.boot.is_none() {
+                if ends {
+                    self.machine.kill()?;
+                }
+                continue;
+            }
+            // Signal numbers are below 65.
+            self.sender.send(&Frame::Signal(signal as u8));
+            if ends && self.shutdown_at.is_none() {
+                let shutdown = Instant::now() + self.terms.grace;
+                self.shutdown_at = Some(shutdown);
+                let kill = shutdown + LAST_WORDS;
+                self.kill_at = Some(self.kill_at.map_or(kill, |earlier| earlier.min(kill)));
+            }
+        }
+        Ok(())
+    }
+
+    fn enforce_time(&mut self) -> Result<Option<Ending>> {
+        let now = Instant::now();
+        let boot_deadline = self.terms.deadline.filter(|_| self.boot.is_none());
+        if boot_deadline.is_some_and(|deadline| deadline <= now) {
+            self.machine.kill()?;
+            return Ok(Some(Ending::TimedOut));
+        }
+        if self.shutdown_at.is_some_and(|at| at <= now) {
+            self.shutdown_at = None;
+            self.sender.send(&Frame::Shutdown);
+        }
+        if self.kill_at.is_none_or(|at| at > now) {
+            return Ok(None);
+        }
+        self.machine.kill()?;
+        let past_deadline = self.terms.deadline.is_some_and(|deadline| deadline <= now);
+        Ok(Some(match (self.report.take(), self.asked) {
+            (Some(report), _) => Ending::Reported(report),
+            (None, Some(signal)) => Ending::Stopped(signal),
+            (None, None) if past_deadline => Ending::TimedOut,
+            (None, None) => Ending::Lost(Lost::no_hello(BOOT_PATIENCE)),
+        }))
+    }
+
+    /// The machine has ended; what it said before is still to be read.
+    fn machine_ended(&mut self) -> Result<Ending> {
+        self.stream
+            .set_read_timeout(Some(Duration::from_millis(100)))?;
+        while let Ok(true) = self.read_link() {}
+        self.console.read_to_end();
+        let end = self.machine.wait(None)?.unwrap_or(MachineEnd::PoweredOff);
+        Ok(match (self.report.take(), self.asked) {
+            (Some(report), _) => Ending::Reported(report),
+            (None, Some(signal)) => Ending::Stopped(signal),
+            (None, None) => Ending::Lost(Lost::machine(end)),
+        })
+    }
+
+    /// Writes out what is left, and puts the terminal back.
+    fn finish(mut self, mut ending: Ending) -> Result<Ended> {
+        let total = self.started.elapsed();
+        for output in &mut self.outputs {
+            output.finish();
+        }
+        self.raw = None;
+        if let Ending::Lost(lost) = &mut ending {
+            self.console.read_to_end();
+            lost.console = self.console.tail();
+        }
+        Ok(Ended {
+            ending,
+            boot: self.boot,
+            total,
+        })
+    }
+}
+
+/// What has something to read.
+struct Ready {
+    link: bool,
+    signals: bool,
+    ended: bool,
+    console: bool,
+}
+
+/// Bytes of output that may be on their way: the guest breaks the rules when it sends more.
+const MAX_PENDING: usize = WINDOW;
