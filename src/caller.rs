@@ -94,6 +94,15 @@ fn current() -> Result<PathBuf> {
     Ok(shown.filter(same).unwrap_or(real))
 }
 
+/// The file mode creation mask. There is no reading it without setting it; the process has one
+/// thread when this is called, so nobody makes a file in between.
+pub(crate) fn umask() -> u32 {
+    use nix::sys::stat::{umask, Mode};
+    let mask = umask(Mode::empty());
+    umask(mask);
+    mask.bits()
+}
+
 /// This host's name.
 pub(crate) fn hostname() -> Option<String> {
     let name = nix::unistd::gethostname().ok()?.into_string().ok()?;
@@ -190,6 +199,6 @@ mod tests {
             expected.map(|(name, value)| (text(name), text(value)))
         );
         assert!(environment(&[], &[text("=x")]).is_err());
-        assert!(environment(&[PathBuf::from("/nonexistent")], &[]).is_err());
+        assert!(environment(&[PathBuf::from("/no/such")], &[]).is_err());
     }
 }

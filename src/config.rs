@@ -10,7 +10,7 @@ use apppot_backends::spec::{Containment, Seccomp};
 use serde::{Deserialize, Serialize};
 
 use crate::batch;
-use crate::failure::Hinted;
+use crate::failure::hinted;
 use crate::units::{Duration, Size};
 
 /// What can be configured; every value may be missing.
@@ -319,7 +319,7 @@ fn parse(text: &str, path: &Path) -> Result<Values> {
         let line = error
             .span()
             .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        Hinted::new(
+        hinted(
             format!("{}:{line}: {}", path.display(), error.message().trim()),
             "the keys are those that 'apppot config' lists",
         )
@@ -386,7 +386,7 @@ mod tests {
             ("memory = '1G'\nmemroy = '2G'\n", 2, "memroy"),
             ("\n\nmemory = 'much'\n", 3, "much"),
             ("containment = 'maybe'\n", 1, "maybe"),
-            ("image = [\n", 1, ""),
+            ("image = [\n", 2, "array"),
         ] {
             let error = format!("{:#}", parse(text, Path::new("/c.toml")).unwrap_err());
             assert!(error.starts_with(&format!("/c.toml:{line}: ")), "{error}");

@@ -231,7 +231,7 @@ fn map_count() -> Check {
             State::Fair,
             format!(
                 "with a kernel that is not AppPot's own, a process that touches more than {} MiB in random order dies",
-                count * 4096 >> 20
+                (count * 4096) >> 20
             ),
             "use AppPot's kernel ('make kernel'), or ask the administrator for vm.max_map_count=1048576",
         ),

@@ -5,20 +5,18 @@ use std::io::IsTerminal;
 
 use serde_json::json;
 
-/// An error with advice.
 #[derive(Debug)]
-pub(crate) struct Hinted {
+struct Hinted {
     message: String,
     hint: String,
 }
 
-impl Hinted {
-    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-        anyhow::Error::new(Hinted {
-            message: message.into(),
-            hint: hint.into(),
-        })
-    }
+/// An error with advice.
+pub(crate) fn hinted(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Hinted {
+        message: message.into(),
+        hint: hint.into(),
+    })
 }
 
 impl fmt::Display for Hinted {

@@ -15,7 +15,7 @@ use apppot_contract::{Contract, Stdin, Terminal, Workload};
 use crate::caller::{self, JobDirectory};
 use crate::cli::{Boot, General, MachineArgs};
 use crate::config::{Config, Origin, Values};
-use crate::failure::Hinted;
+use crate::failure::hinted;
 use crate::outcome;
 use crate::session::{self, terminal, Ended, Signals, Terms};
 use crate::units::Size;
@@ -93,7 +93,7 @@ fn select(name: &str) -> Result<Box<dyn Hypervisor>> {
     match wanted {
         Some(index) => Ok(backends.swap_remove(index)),
         None if name == "auto" => Ok(backends.remove(0)),
-        None => Err(Hinted::new(
+        None => Err(hinted(
             format!("there is no backend '{name}'"),
             format!("backends of this build: {names}, auto"),
         )),
@@ -140,6 +140,7 @@ fn specify(
         workload,
         stdin,
         terminal,
+        umask: caller::umask(),
         env,
         hostname: caller::hostname(),
         deadline: time_left.map(|left| SystemTime::now() + left),
@@ -164,13 +165,13 @@ fn specify(
 /// Options whose part of AppPot does not exist yet: refused, never ignored.
 fn refuse_what_is_missing(args: &MachineArgs) -> Result<()> {
     if !args.changes.is_empty() {
-        return Err(Hinted::new(
+        return Err(hinted(
             "--changes: this version of AppPot cannot merge changes archives",
             "use --overlay FILE to keep changes to an image",
         ));
     }
     if args.boot == Boot::System {
-        return Err(Hinted::new(
+        return Err(hinted(
             "--boot system: this version of AppPot boots directly only",
             "leave out --boot; services that the job needs can be started by ./apppot-run",
         ));
@@ -189,7 +190,7 @@ fn open_image(path: &Path) -> Result<Image> {
 fn check_id(id: &str) -> Result<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if id.is_empty() || id.len() > 64 || !id.chars().all(allowed) {
-        return Err(Hinted::new(
+        return Err(hinted(
             format!("'{id}' cannot be a machine's name"),
             "names are up to 64 letters, digits, hyphens, underscores and dots",
         ));

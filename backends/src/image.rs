@@ -190,7 +190,7 @@ mod tests {
         assert!(reason(empty.path()).contains("empty"));
         assert!(reason(file_with(&[]).path()).contains("neither a filesystem"));
         assert!(reason(Path::new("/dev/null")).contains("neither a file nor"));
-        assert!(reason(Path::new("/nonexistent")).contains("cannot open image"));
+        assert!(reason(Path::new("/no/such")).contains("cannot open image"));
         let directory = tempfile::tempdir().unwrap();
         assert!(reason(directory.path()).contains("none of bin"));
     }

@@ -159,14 +159,13 @@ fn executable(file: &File) -> io::Result<()> {
 pub struct PrivateDirectory {
     /// The directory, for the hypervisor to inherit.
     pub descriptor: OwnedFd,
-    /// Removes it where it still has a name.
-    _remover: Option<crate::process::AtEnd>,
+    /// Its name, when it still has one: whoever made it removes it at the end.
+    pub path: Option<PathBuf>,
 }
 
 impl Backing {
-    /// Makes a directory there that only this machine reaches, and that leaves nothing behind: on
-    /// a tmpfs it is removed at once (unnamed files can still be made in it); elsewhere a child
-    /// waits for the launcher's end and removes it.
+    /// Makes a directory there that only this machine reaches. On a tmpfs it is removed at once
+    /// (unnamed files can still be made in it).
     ///
     /// # Errors
     /// The directory cannot be made.
@@ -190,19 +189,15 @@ impl Backing {
             if temporary_in(&directory).is_ok() {
                 return Ok(PrivateDirectory {
                     descriptor: directory.as_fd().try_clone_to_owned()?,
-                    _remover: None,
+                    path: None,
                 });
             }
             std::fs::create_dir(&path)?;
         }
         let directory = File::open(&path)?;
-        let path = path.clone();
-        let remover = crate::process::at_end(move || {
-            let _ = std::fs::remove_dir(path);
-        })?;
         Ok(PrivateDirectory {
             descriptor: directory.into(),
-            _remover: Some(remover),
+            path: Some(path),
         })
     }
 
@@ -344,14 +339,17 @@ mod tests {
     }
 
     #[test]
-    fn a_private_directory_leaves_no_name() {
+    fn a_private_directory_has_no_name_where_it_can_do_without() {
         let place = tempfile::tempdir().unwrap();
         let mut backing = examine(place.path()).unwrap();
         for is_memory in [true, false] {
             backing.is_memory = is_memory;
             let private = backing.private_directory().unwrap();
             temporary_in(&File::from(private.descriptor.try_clone().unwrap())).unwrap();
-            drop(private);
+            // Whether the temporary directory is a tmpfs is the machine's affair.
+            if let Some(path) = private.path {
+                std::fs::remove_dir(path).unwrap();
+            }
             assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
         }
     }

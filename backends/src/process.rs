@@ -9,6 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 /// Numbers that the child's inherited descriptors get. High enough that nothing which the standard
 /// library opens between fork and exec can have them.
@@ -31,6 +33,8 @@ pub struct Spawn {
     pub cpu: Option<usize>,
     /// A Landlock ruleset that it enters.
     pub ruleset: Option<OwnedFd>,
+    /// Who ends it when this process is killed.
+    pub at_end: AtEnd,
 }
 
 /// A process that dies with the thread that started it, and when it is dropped.
@@ -38,6 +42,7 @@ pub struct Spawn {
 pub struct Process {
     child: Child,
     pidfd: OwnedFd,
+    at_end: AtEnd,
     ended: Option<ExitStatus>,
 }
 
@@ -69,14 +74,27 @@ impl Spawn {
         unsafe {
             command.pre_exec(move || prepare(launcher, &plan, ruleset, cpus.as_ref()));
         }
+        adopt_orphans();
         let child = command.spawn()?;
-        let pidfd = pidfd_open(child.id())?;
-        Ok(Process {
+        let mut process = Process {
+            pidfd: pidfd_open(child.id())?,
             child,
-            pidfd,
+            at_end: self.at_end,
             ended: None,
-        })
+        };
+        let watched = process
+            .at_end
+            .watch(Some(process.child.id() as libc::pid_t));
+        watched.or_else(|error| process.kill().and(Err(error)))?;
+        Ok(process)
     }
+}
+
+/// What the processes of a machine leave running when they end becomes this process's child, so that
+/// it can be reaped here.
+fn adopt_orphans() {
+    // SAFETY: prctl with plain numbers. Without it orphans go to the system's init: no harm done.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
 }
 
 /// Between fork and exec: async-signal-safe calls only, no allocation.
@@ -98,6 +116,8 @@ fn prepare(
             libc::_exit(127);
         }
         check(libc::setsid())?;
+        // The guest's own mask decides on the modes of files that it makes on the host.
+        libc::umask(0);
         let mut none: libc::sigset_t = std::mem::zeroed();
         check(libc::sigemptyset(&mut none))?;
         check(libc::sigprocmask(
@@ -167,25 +187,33 @@ impl Process {
     /// # Errors
     /// As waitpid(2).
     pub fn wait(&mut self, until: Option<Instant>) -> io::Result<Option<ExitStatus>> {
-        if self.ended.is_some() {
-            return Ok(self.ended);
+        if self.ended.is_none() && wait_readable(self.pidfd.as_fd(), until)? {
+            self.end_group()?;
         }
-        if !wait_readable(self.pidfd.as_fd(), until)? {
-            return Ok(None);
-        }
-        self.ended = Some(self.child.wait()?);
         Ok(self.ended)
     }
 
     /// Kills and reaps the process. Harmless when it has ended.
     ///
     /// # Errors
-    /// As kill(2) and waitpid(2).
+    /// As waitpid(2).
     pub fn kill(&mut self) -> io::Result<()> {
-        if self.ended.is_none() {
-            self.child.kill()?;
-            self.ended = Some(self.child.wait()?);
+        match self.ended {
+            Some(_) => Ok(()),
+            None => self.end_group(),
         }
+    }
+
+    /// Kills and reaps the process and its helpers. UML kernels before 6.17 leave helpers behind when
+    /// they are killed or panic; all are in the process's group, and as long as the process is
+    /// not reaped the group's number is nobody else's.
+    fn end_group(&mut self) -> io::Result<()> {
+        let group = self.child.id() as libc::pid_t;
+        kill_group(group);
+        self.ended = Some(self.child.wait()?);
+        self.at_end.watch(None)?;
+        // Orphans come to this process (see `start`).
+        while waitpid(Pid::from_raw(-group), None).is_ok() {}
         Ok(())
     }
 }
@@ -228,24 +256,27 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Runs `action` when this process ends, however it ends: in a child that waits for it. Dropping the
-/// guard runs it at once.
+/// Does what must be done when this process ends, however it ends: in a child that waits for it.
+/// `action` is run then, and the process group that [`AtEnd::watch`] has named last is killed.
+/// Dropping the guard ends the child, the action done.
 ///
 /// Must be called while the process has one thread: the child goes on from a fork.
 ///
 /// # Errors
 /// As pipe(2) and fork(2).
 pub fn at_end(action: impl FnOnce()) -> io::Result<AtEnd> {
-    let (read, write) = io::pipe()?;
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // SAFETY: one thread (see above), so the child may go on as if nothing had happened.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Parent { child } => Ok(AtEnd {
             write: Some(write.into()),
-            child: child.as_raw(),
+            child,
         }),
         nix::unistd::ForkResult::Child => {
             drop(write);
-            wait_for_end(read);
+            if let Some(group) = wait_for_end(read) {
+                kill_group(group);
+            }
             action();
             // SAFETY: no destructor of the launcher must run twice.
             unsafe { libc::_exit(0) }
@@ -253,8 +284,9 @@ pub fn at_end(action: impl FnOnce()) -> io::Result<AtEnd> {
     }
 }
 
-/// In the child: out of the terminal's reach, holding nothing of the launcher's but the pipe.
-fn wait_for_end(pipe: io::PipeReader) {
+/// In the child: out of the terminal's reach, holding nothing of the launcher's but the pipe. The
+/// process group that is to be killed.
+fn wait_for_end(pipe: OwnedFd) -> Option<libc::pid_t> {
     let keep = pipe.as_raw_fd();
     // SAFETY: plain system calls of a single-threaded process.
     unsafe {
@@ -262,27 +294,52 @@ fn wait_for_end(pipe: io::PipeReader) {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
-        // Standard error stays: a terminal that must be restored is reached through it.
-        if keep > 3 {
-            libc::close_range(3, keep as u32 - 1, 0);
+        // Standard input stays: a terminal that must be restored is reached through it. The others
+        // may be pipes whose readers wait for their end.
+        if keep > 1 {
+            libc::close_range(1, keep as u32 - 1, 0);
         }
         libc::close_range(keep as u32 + 1, u32::MAX, 0);
     }
-    let mut byte = [0];
-    let _ = io::Read::read(&mut File::from(OwnedFd::from(pipe)), &mut byte);
+    let mut pipe = File::from(pipe);
+    let mut group = [0; size_of::<libc::pid_t>()];
+    let mut last = None;
+    while io::Read::read_exact(&mut pipe, &mut group).is_ok() {
+        last = Some(libc::pid_t::from_ne_bytes(group)).filter(|&group| group > 1);
+    }
+    last
+}
+
+/// Kills every process of a group; there may be none left.
+fn kill_group(group: libc::pid_t) {
+    // SAFETY: kill takes no pointers; the group is neither this process's own nor "all".
+    unsafe { libc::kill(-group, libc::SIGKILL) };
 }
 
 /// See [`at_end`].
 #[derive(Debug)]
 pub struct AtEnd {
-    write: Option<OwnedFd>,
-    child: libc::pid_t,
+    write: Option<File>,
+    child: Pid,
+}
+
+impl AtEnd {
+    /// From now on this process group is killed at the end; `None`: none is.
+    ///
+    /// # Errors
+    /// The child is gone.
+    pub fn watch(&self, group: Option<libc::pid_t>) -> io::Result<()> {
+        match &self.write {
+            Some(write) => io::Write::write_all(&mut &*write, &group.unwrap_or(0).to_ne_bytes()),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Drop for AtEnd {
     fn drop(&mut self) {
         self.write = None;
-        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.child), None);
+        let _ = waitpid(self.child, None);
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Contract {
     pub stdin: Stdin,
     /// `apppot.terminal`, `TERM`: the caller's terminal, when the job gets a terminal of its own.
     pub terminal: Option<Terminal>,
+    /// `apppot.umask`: the file mode creation mask of the job.
+    pub umask: u32,
     /// `apppot.env`, repeated: environment variables added to the clean environment.
     pub env: Vec<(OsString, OsString)>,
     /// `apppot.hostname`: the guest's host name.
@@ -167,6 +169,7 @@ impl Default for Contract {
             workload: Workload::Default,
             stdin: Stdin::Null,
             terminal: None,
+            umask: 0o022,
             env: Vec::new(),
             hostname: None,
             deadline: None,

@@ -92,7 +92,8 @@ mod tests {
         assert_eq!(
             encode(&contract),
             "#apppot/1\napppot.id=apppot\napppot.jobdir=/\napppot.arg=a%20b\napppot.arg=\n\
-             apppot.arg=%0A\napppot.stdin=null\napppot.grace=4000\napppot.boot=direct\n"
+             apppot.arg=%0A\napppot.stdin=null\napppot.umask=0022\napppot.grace=4000\n\
+             apppot.boot=direct\n"
         );
     }
 

@@ -112,13 +112,14 @@ prop_compose! {
         (root, mounts) in (option::of(root()), vec(mount(), 0..4)),
         (user, workload, stdin) in (option::of(user()), workload(), stdin()),
         (terminal, env) in (option::of(terminal()), vec(variable(), 0..4)),
-        (deadline, grace) in (option::of(any::<u64>()), any::<u64>()),
+        (deadline, grace, umask) in (option::of(any::<u64>()), any::<u64>(), 0u32..0o1000),
         boot in prop_oneof![Just(Boot::Direct), Just(Boot::System)],
     ) -> Contract {
         Contract {
             id, link, root, mounts, jobdir, tmpdir, user, workload, stdin, terminal, env, hostname,
             deadline: deadline.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms)),
             grace: Duration::from_millis(grace),
+            umask,
             boot,
         }
     }

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use apppot_contract::{Contract, Stdin, Terminal};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::pty::{openpty, OpenptyResult, Winsize};
+use nix::unistd::pipe2;
 
 use crate::accounts::Identity;
 use crate::workload::Program;
@@ -81,10 +82,10 @@ fn spawn(
         None => Streams::pipes(&mut command, &contract.stdin)?,
     };
     let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups.clone());
-    let has_terminal = contract.terminal.is_some();
+    let (umask, has_terminal) = (contract.umask, contract.terminal.is_some());
     // SAFETY: the closure makes only async-signal-safe calls.
     unsafe {
-        command.pre_exec(move || become_user(uid, gid, &groups, has_terminal));
+        command.pre_exec(move || become_user(uid, gid, &groups, umask, has_terminal));
     }
     let child = command.spawn()?;
     Ok(Running {
@@ -97,7 +98,7 @@ fn spawn(
 }
 
 /// Between fork and exec.
-fn become_user(uid: u32, gid: u32, groups: &[u32], terminal: bool) -> io::Result<()> {
+fn become_user(uid: u32, gid: u32, groups: &[u32], umask: u32, terminal: bool) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -105,6 +106,7 @@ fn become_user(uid: u32, gid: u32, groups: &[u32], terminal: bool) -> io::Result
     // SAFETY: plain system calls of a single-threaded process; the pointers are to live values.
     unsafe {
         check(libc::setsid())?;
+        libc::umask(umask);
         if terminal {
             check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
         }
@@ -137,19 +139,19 @@ impl Streams {
                 None
             }
             Stdin::Link | Stdin::Ring(_) => {
-                let (read, write) = io::pipe()?;
+                let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
                 command.stdin(read);
-                Some(ours(OwnedFd::from(write))?)
+                Some(ours(write)?)
             }
         };
-        let (stdout, write) = io::pipe()?;
+        let (stdout, write) = pipe2(OFlag::O_CLOEXEC)?;
         command.stdout(write);
-        let (stderr, write) = io::pipe()?;
+        let (stderr, write) = pipe2(OFlag::O_CLOEXEC)?;
         command.stderr(write);
         Ok(Streams {
             stdin,
-            stdout: ours(stdout.into())?,
-            stderr: Some(ours(stderr.into())?),
+            stdout: ours(stdout)?,
+            stderr: Some(ours(stderr)?),
             terminal: None,
         })
     }

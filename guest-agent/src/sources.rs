@@ -54,6 +54,6 @@ mod tests {
         );
         let broken = found("apppot.version=1 apppot.nonsense=1").unwrap_err();
         assert!(broken.contains("nonsense"), "{broken}");
-        assert!(command_line(Path::new("/nonexistent")).is_err());
+        assert!(command_line(Path::new("/no/such")).is_err());
     }
 }

@@ -201,9 +201,9 @@ mod tests {
     use super::*;
     use std::io::Read;
 
-    fn pipe() -> (std::io::PipeReader, File) {
-        let (read, write) = std::io::pipe().unwrap();
-        (read, File::from(std::os::fd::OwnedFd::from(write)))
+    fn pipe() -> (File, File) {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        (read.into(), write.into())
     }
 
     #[test]

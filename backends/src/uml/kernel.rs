@@ -329,7 +329,7 @@ mod tests {
         assert!(reason("/bin/true").contains("no User-Mode Linux kernel"));
         assert!(reason("/etc/passwd").contains("not executable"));
         assert!(reason("/").contains("no file"));
-        assert!(reason("/nonexistent").contains("cannot open kernel"));
+        assert!(reason("/no/such").contains("cannot open kernel"));
     }
 
     #[test]

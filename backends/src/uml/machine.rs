@@ -17,8 +17,8 @@ use crate::containment::{self, Reach, Rule};
 use crate::cpu::{self, Slot};
 use crate::flock::{self, Use};
 use crate::image::ImageKind;
-use crate::limits::{self, PrivateDirectory};
-use crate::process::{Process, Spawn};
+use crate::limits;
+use crate::process::{self, Process, Spawn};
 use crate::ring::Ring;
 use crate::spec::Writes;
 use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
@@ -30,7 +30,6 @@ pub(super) struct UmlMachine {
     link: Option<Link>,
     console: Option<File>,
     facts: Facts,
-    _memory: PrivateDirectory,
 }
 
 impl UmlMachine {
@@ -40,8 +39,12 @@ impl UmlMachine {
     /// Something that the plan names is gone or in use, or the process cannot be started.
     pub(super) fn start(plan: Plan) -> Result<Self> {
         let backing = limits::choose_backing(plan.memory)?;
-        // May fork, and so comes before anything that a child should not hold.
         let memory = backing.private_directory()?;
+        let directory = memory.path.clone();
+        let at_end = process::at_end(move || {
+            let _ = directory.map(std::fs::remove_dir);
+        })
+        .map_err(Error::system("start the watch over the machine"))?;
         let mut given = Descriptors::default();
         given.open_image(&plan)?;
         given.open_shares(&plan)?;
@@ -70,15 +73,17 @@ impl UmlMachine {
             memory_backing: backing.path.display().to_string(),
             pinned_to: cpu,
         };
-        let (console, output) = std::io::pipe().map_err(Error::system("make the console"))?;
+        let (console, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(Error::system("make the console"))?;
         let process = Spawn {
             program: plan.kernel.path.clone().into(),
             env: plan.environment(),
             args: plan.args,
             descriptors: given.list,
-            console: output.into(),
+            console: output,
             cpu,
             ruleset,
+            at_end,
         }
         .start()
         .map_err(Error::file("start kernel", &plan.kernel.path))?;
@@ -89,9 +94,8 @@ impl UmlMachine {
                 document: plan.document,
                 ring,
             }),
-            console: Some(OwnedFd::from(console).into()),
+            console: Some(console.into()),
             facts,
-            _memory: memory,
         })
     }
 }

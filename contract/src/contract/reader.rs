@@ -78,6 +78,7 @@ impl Reader {
                 self.size = Some((parse(token, &rows)?, parse(token, &columns)?));
             }
             TERM => self.term = Some(utf8(token, token.bytes()?)?),
+            "umask" => contract.umask = umask(token)?,
             "hostname" => contract.hostname = Some(name(token)?),
             "deadline" => {
                 let since = Duration::from_millis(number(token)?);
@@ -256,6 +257,16 @@ fn boot(token: &Token) -> Result<Boot, Error> {
         .into_iter()
         .find(|boot| boot.word() == token.value)
         .ok_or_else(|| token.error("is neither direct nor system"))
+}
+
+/// Up to four octal digits.
+fn umask(token: &Token) -> Result<u32, Error> {
+    let text = token.value;
+    let octal = text.len() <= 4 && text.bytes().all(|byte| (b'0'..b'8').contains(&byte));
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&mask| octal && mask <= 0o777)
+        .ok_or_else(|| token.error("is no file mode creation mask, such as 0022"))
 }
 
 fn stdin(token: &Token) -> Result<Stdin, Error> {

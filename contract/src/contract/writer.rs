@@ -37,6 +37,7 @@ impl Contract {
             out.add_fields("terminal", &[rows.as_bytes(), columns.as_bytes()]);
             out.add(TERM, &terminal.term);
         }
+        out.add("umask", format!("{:04o}", self.umask));
         for (name, value) in &self.env {
             out.add("env", [name.as_bytes(), b"=", value.as_bytes()].concat());
         }
