@@ -355,8 +355,8 @@ mod tests {
         let mapped = map(PASSWD, GROUP, &caller("ada", 54321, "staff", 50000)).unwrap();
         assert!(mapped
             .passwd
-            .contains("\nuser:x:54321:50000:,,,:/home/user:/bin/bash\n"));
-        assert!(mapped.passwd.starts_with("root:x:0:0:"));
+            .starts_with("user:x:54321:50000:,,,:/home/user:/bin/bash\nroot:x:0:0:"));
+        assert_eq!(mapped.passwd.lines().count(), 3);
         assert!(mapped.group.ends_with("\nstaff:x:50000:\n"));
         assert_eq!((mapped.identity.uid, mapped.was), (54321, Some(1000)));
     }

@@ -120,7 +120,8 @@ links() {
 	link_test "64 MiB there and back" echo 64 mem=256M seccomp=on do=echo:64
 	link_test "64 MiB there and back, ptrace" echo 64 mem=256M seccomp=off do=echo:64
 	link_test "64 MiB there and back, 2 processors" echo 64 mem=256M seccomp=on ncpus=2 do=echo:64
-	link_test "256 MiB in, slow reader at first" sink 256 mem=256M seccomp=on do=sink:256
+	link_test "256 MiB in" sink 256 mem=256M seccomp=on do=sink:256
+	link_test "64 MiB in, slow reader at first" sink 64 mem=256M seccomp=on do=slowsink:64
 }
 
 # A host that refuses: the machine must end, not hang.

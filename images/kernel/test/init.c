@@ -9,9 +9,11 @@
  *   do=touch:MiB           write every page of MiB in random order, read it all back
  *   do=sparse:MiB          the same on file-backed shared memory and on the zero page
  *   do=fork:N              N processes, each checks and rewrites its copy of 8 MiB, three deep
+ *   do=spawn:N             N times fork and exec, from a process with 8 MiB
  *   do=threads:N           N threads fault the same memory in at once
  *   do=echo:MiB            serve /dev/ttyS0: send back MiB bytes
- *   do=sink:MiB            serve /dev/ttyS0: read MiB bytes slowly at first, check the pattern
+ *   do=sink:MiB            serve /dev/ttyS0: read MiB bytes, check the pattern
+ *   do=slowsink:MiB        the same, but let it fill up first and begin slowly
  *   do=badmem              a process that must die by SIGSEGV, and one that runs out of memory
  */
 #define _GNU_SOURCE
@@ -220,6 +222,28 @@ static int test_fork(unsigned long count)
 	return bad != 0;
 }
 
+static int test_spawn(unsigned long count)
+{
+	double start = now();
+	unsigned long i;
+	char *mem = malloc(8 * MIB);
+	int status, bad = 0;
+
+	memset(mem, 1, 8 * MIB);
+	for (i = 0; i < count; i++) {
+		pid_t child = fork();
+
+		if (child == 0) {
+			execl("/init", "init", "exit", NULL);
+			_exit(1);
+		}
+		bad += waitpid(child, &status, 0) != child || status != 0;
+	}
+	say("spawn %lu: %d bad, %.0f us each\n", count, bad, (now() - start) * 1e6 / (double)count);
+	free(mem);
+	return bad != 0;
+}
+
 struct slice {
 	uint64_t *mem;
 	uint64_t pages;
@@ -308,14 +332,15 @@ static int test_echo(unsigned long mib)
 }
 
 /* The sender writes the 64-bit numbers 0, 1, 2, …: no byte may be lost, doubled or moved. */
-static int test_sink(unsigned long mib)
+static int test_sink(unsigned long mib, int slowly)
 {
 	static unsigned char buf[65536];
 	uint64_t done = 0, total = mib * MIB, bad = 0;
 	int fd = open_link();
 	double start = now();
 
-	sleep(1); /* let it fill up: the flow control must hold */
+	if (slowly)
+		sleep(1);
 	while (done < total) {
 		ssize_t i, n = read(fd, buf, sizeof(buf));
 
@@ -323,8 +348,8 @@ static int test_sink(unsigned long mib)
 			fail("read from link");
 		for (i = 0; i < n; i++, done++)
 			bad += buf[i] != (unsigned char)(done / 8 >> (done % 8 * 8));
-		if (done < 4 * MIB)
-			usleep(1000); /* a slow reader to begin with */
+		if (slowly && done < 4 * MIB)
+			usleep(1000);
 	}
 	say("sink %lu MiB: %lu bad, %.2f s\n", mib, (unsigned long)bad, now() - start);
 	write_all(fd, bad ? "B" : "G", 1);
@@ -412,12 +437,16 @@ static int run(const char *what)
 		return test_sparse(n);
 	if (IS("fork"))
 		return test_fork(n);
+	if (IS("spawn"))
+		return test_spawn(n);
 	if (IS("threads"))
 		return test_threads(n);
 	if (IS("echo"))
 		return test_echo(n);
 	if (IS("sink"))
-		return test_sink(n);
+		return test_sink(n, 0);
+	if (IS("slowsink"))
+		return test_sink(n, 1);
 	if (IS("badmem"))
 		return test_badmem();
 #undef IS
@@ -425,11 +454,13 @@ static int run(const char *what)
 	return 1;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const char *what = getenv("do"); /* the kernel passes unknown name=value words on */
 	int code;
 
+	if (argc > 1 && !strcmp(argv[1], "exit"))
+		return 0;
 	mkdir("/dev", 0755);
 	mkdir("/proc", 0755);
 	mount("none", "/dev", "devtmpfs", 0, NULL);
