@@ -173,7 +173,7 @@ impl Config {
             row(
                 "memory",
                 &self.memory,
-                or(self.memory.value.as_ref(), "(what fits, 1G at most)"),
+                or(self.memory.value.as_ref(), "(what fits, 2G at most)"),
             ),
             row("cpus", &self.cpus, self.cpus.value),
             row(

@@ -24,7 +24,7 @@ use crate::units::Size;
 const AGENT: &[u8] = include_bytes!(env!("APPPOT_AGENT"));
 
 /// Memory of a machine when nobody says how much.
-const DEFAULT_MEMORY: u64 = 1 << 30;
+const DEFAULT_MEMORY: u64 = 2 << 30;
 
 /// Runs `workload` and returns the exit status.
 ///
@@ -85,14 +85,16 @@ fn select(name: &str) -> Result<Box<dyn Hypervisor>> {
     let mut backends = apppot_backends::all();
     let names: Vec<&str> = backends.iter().map(|backend| backend.name()).collect();
     let names = names.join(", ");
-    let wanted = backends.iter().position(|backend| match name {
-        // The last one need not be asked: its launch says what is in the way.
-        "auto" => backend.probe().is_ok(),
-        _ => backend.name() == name,
-    });
-    match wanted {
+    if name == "auto" {
+        // The last one is not asked: its launch says what is in the way.
+        let last = backends.len() - 1;
+        let able = backends[..last]
+            .iter()
+            .position(|backend| backend.probe().is_ok());
+        return Ok(backends.swap_remove(able.unwrap_or(last)));
+    }
+    match backends.iter().position(|backend| backend.name() == name) {
         Some(index) => Ok(backends.swap_remove(index)),
-        None if name == "auto" => Ok(backends.remove(0)),
         None => Err(hinted(
             format!("there is no backend '{name}'"),
             format!("backends of this build: {names}, auto"),

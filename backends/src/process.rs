@@ -226,7 +226,7 @@ impl Drop for Process {
 }
 
 /// Waits until `fd` is readable (true) or `until` has come (false).
-fn wait_readable(fd: BorrowedFd, until: Option<Instant>) -> io::Result<bool> {
+pub(crate) fn wait_readable(fd: BorrowedFd, until: Option<Instant>) -> io::Result<bool> {
     loop {
         let timeout = match until {
             None => PollTimeout::NONE,

@@ -2,11 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::process::wait_readable;
 use crate::{Error, Result};
 
 /// Whether a kernel has something.
@@ -37,7 +39,7 @@ pub struct Kernel {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ours is below 200 KiB.
-const LONGEST_CONFIG: u64 = 4 << 20;
+const LONGEST_CONFIG: usize = 4 << 20;
 
 impl Kernel {
     /// The kernel at `chosen`, or the first one found.
@@ -207,28 +209,29 @@ fn show_config(path: &Path) -> std::result::Result<String, String> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| error.to_string())?;
-    let stdout = child.stdout.take();
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        if let Some(stdout) = stdout {
-            // What cannot be read is no configuration: judged by the caller.
-            let _ = stdout.take(LONGEST_CONFIG).read_to_end(&mut text);
-        }
-        text
-    });
-    let deadline = Instant::now() + PATIENCE;
-    while !reader.is_finished() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    let late = !reader.is_finished();
+    let text = child.stdout.take().map(read_soon);
     // It has printed all or will be asked no more; either way it is of no further use.
     let _ = child.kill();
     let _ = child.wait();
-    if late {
-        return Err(String::from("it does not answer to --showconfig"));
+    let text = text.transpose().map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned())
+}
+
+/// Reads to the end, within [`PATIENCE`] and [`LONGEST_CONFIG`].
+fn read_soon(mut pipe: impl Read + AsFd) -> std::io::Result<Vec<u8>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut text = Vec::new();
+    let mut buffer = [0; 64 << 10];
+    while text.len() < LONGEST_CONFIG {
+        if !wait_readable(pipe.as_fd(), Some(deadline))? {
+            return Err(std::io::Error::other("it does not answer to --showconfig"));
+        }
+        match pipe.read(&mut buffer)? {
+            0 => break,
+            len => text.extend_from_slice(&buffer[..len]),
+        }
     }
-    let text = reader.join().unwrap_or_default();
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(text)
 }
 
 /// Whether an ELF executable names a loader (`PT_INTERP`, elf(5)).
