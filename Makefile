@@ -1,0 +1,30 @@
+# Every target does its own set-up: missing packages are installed by apt (as root, or by sudo).
+
+PREFIX ?= /usr/local
+export PREFIX DESTDIR
+
+.PHONY: build demo test image kernel fuzz install clean
+
+build:    ## the command, as one static file
+	@setup/build.sh
+
+demo:     ## run a command in the default appliance and one in a small Debian
+	@setup/demo.sh
+
+test:     ## every check and test, on real machines
+	@setup/test.sh
+
+image:    ## a small Debian image; prints its path
+	@images/debian/build.sh
+
+kernel:   ## AppPot's own User-Mode Linux kernel (about 6 minutes)
+	@images/kernel/build.sh
+
+fuzz:     ## the decoders of the contract, FUZZ_SECONDS (30) each
+	@setup/fuzz.sh
+
+install:  ## into PREFIX (/usr/local), below DESTDIR: command, kernel if built, completions
+	@setup/install.sh
+
+clean:    ## what was built here; caches below the home directory stay
+	@rm -rf target contract/fuzz/target

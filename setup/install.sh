@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Install the command, our kernel when it has been built, and completions.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+prefix=${PREFIX:-/usr/local}
+root=${DESTDIR:-}$prefix
+
+# `sudo make install`: built as the user, whose compiler and kernel are used; only copied as root.
+if (($(id -u) == 0)) && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; then
+    exec sudo -H -u "$SUDO_USER" PREFIX="$prefix" DESTDIR="${DESTDIR:-}" "${BASH_SOURCE[0]}"
+fi
+
+# copy MODE FILE TARGET: as root where we may not write.
+copy() {
+    local existing=$3
+    while [ ! -e "$existing" ]; do existing=$(dirname "$existing"); done
+    if [ -w "$existing" ] && [ -w "$(dirname "$existing")" ]; then
+        install -D -m "$1" "$2" "$3"
+    else
+        as_root install -D -m "$1" "$2" "$3"
+    fi
+    say "installed $3"
+}
+
+completions() {
+    local shell
+    for shell in bash zsh fish; do
+        "$binary" completions "$shell" >"$work/$shell"
+    done
+    copy 644 "$work/bash" "$root/share/bash-completion/completions/apppot"
+    copy 644 "$work/zsh" "$root/share/zsh/site-functions/_apppot"
+    copy 644 "$work/fish" "$root/share/fish/vendor_completions.d/apppot.fish"
+}
+
+need_rust
+build_release
+binary=$(release_binary)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+copy 755 "$binary" "$root/bin/apppot"
+if [ -x "$(own_kernel)" ]; then
+    copy 755 "$(own_kernel)" "$root/lib/apppot/linux"
+else
+    say "note: AppPot's own kernel is not built; 'make kernel install' installs it, too"
+fi
+completions

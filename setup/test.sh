@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Every check and test. End-to-end tests run on real machines, as an ordinary user, with our own
+# kernel (built when missing) and with Debian's; or with those that APPPOT_TEST_KERNELS names.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+cd "$repository"
+
+step() { say "== $*"; }
+
+check_scripts() {
+    local scripts
+    mapfile -t scripts < <(grep -rlE '^#!/(usr/)?bin/(env )?(ba)?sh' --include='*.sh' setup images .ci contract/fuzz/run.sh)
+    shellcheck -x setup/lib.sh .ci/run "${scripts[@]}"
+}
+
+check_source() {
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+}
+
+# Unit tests, doc tests and the tests of the libraries.
+test_crates() {
+    cargo test --workspace --exclude apppot --locked
+    cargo test --package apppot --bins --locked
+}
+
+kernels() {
+    if [ -n "${APPPOT_TEST_KERNELS:-}" ]; then
+        tr ' ' '\n' <<<"$APPPOT_TEST_KERNELS"
+    else
+        images/kernel/build.sh
+        command -v linux.uml
+    fi
+}
+
+test_end_to_end() {
+    local kernel list
+    list=$(kernels)
+    APPPOT_TEST_IMAGE=$(images/debian/build.sh)
+    export APPPOT_TEST_IMAGE APPPOT_TEST_USER=$test_user
+    for kernel in $list; do
+        step "end to end with $kernel"
+        APPPOT_TEST_KERNEL=$kernel cargo test --package apppot --test e2e --locked -- --test-threads=2
+    done
+}
+
+need_rust
+need_rust_tools
+need_packages shellcheck user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux
+need_test_user
+step "scripts"
+check_scripts
+step "source"
+check_source
+step "crates"
+test_crates
+test_end_to_end
