@@ -95,6 +95,15 @@ pub(crate) enum Boot {
     System,
 }
 
+impl From<Boot> for apppot_contract::Boot {
+    fn from(boot: Boot) -> Self {
+        match boot {
+            Boot::Direct => apppot_contract::Boot::Direct,
+            Boot::System => apppot_contract::Boot::System,
+        }
+    }
+}
+
 /// Options of the commands that start a machine.
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{bail, Context, Result};
 use apppot_backends::image::Image;
@@ -44,6 +44,10 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
         terminal: spec.contract.terminal.is_some(),
         deadline: config.time_limit.value.map(|limit| started + limit.0),
         grace: config.grace.value.0,
+        last_words: match args.boot {
+            Boot::Direct => Duration::from_secs(3),
+            Boot::System => Duration::from_secs(90),
+        },
         show_console: general.verbose > 1,
         show_warnings: !general.quiet,
     };
@@ -147,6 +151,7 @@ fn specify(
         hostname: caller::hostname(),
         deadline: time_left.map(|left| SystemTime::now() + left),
         grace: config.grace.value.0,
+        boot: args.boot.into(),
         ..Contract::default()
     };
     Ok(MachineSpec {
@@ -170,12 +175,6 @@ fn refuse_what_is_missing(args: &MachineArgs) -> Result<()> {
         return Err(hinted(
             "--changes: this version of AppPot cannot merge changes archives",
             "use --overlay FILE to keep changes to an image",
-        ));
-    }
-    if args.boot == Boot::System {
-        return Err(hinted(
-            "--boot system: this version of AppPot boots directly only",
-            "leave out --boot; services that the job needs can be started by ./apppot-run",
         ));
     }
     Ok(())

@@ -204,7 +204,7 @@ impl Process {
         }
     }
 
-    /// Kills and reaps the process and its helpers. UML kernels before 6.17 leave helpers behind when
+    /// Kills and reaps the process and its helpers. Linux 6.1's UML leaves helpers behind when
     /// they are killed or panic; all are in the process's group, and as long as the process is
     /// not reaped the group's number is nobody else's.
     fn end_group(&mut self) -> io::Result<()> {

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use apppot_contract::{Contract, Report, Usage};
+use apppot_contract::{Boot, Contract, Report, Usage};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
-use crate::{accounts, job, modules, mounts, network, shutdown, sources};
+use crate::{accounts, job, modules, mounts, network, shutdown, sources, system};
 
 /// Runs the whole life of the machine.
 pub(crate) fn run() -> ! {
@@ -26,11 +26,14 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     mounts::root(contract.root.as_ref())?;
     mounts::system().step("mounting the system directories")?;
     mounts::enter_root().step("entering the root filesystem")?;
-    mounts::shares(&contract)?;
-    network::loopback_up().step("bringing up the loopback interface")?;
     if let Some(hostname) = &contract.hostname {
         nix::unistd::sethostname(hostname).step("setting the host name")?;
     }
+    if contract.boot == Boot::System {
+        return Err(hand_over(&contract, link));
+    }
+    mounts::shares(&contract)?;
+    network::loopback_up().step("bringing up the loopback interface")?;
     let identity = accounts::become_known(Path::new("/"), &contract)?;
     let Some(link) = link else {
         return Err(Failure::new(
@@ -39,6 +42,18 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
         ));
     };
     job::run(&contract, &identity, link)
+}
+
+/// Becomes the image's init, which the service then speaks for. Back here when that has failed.
+fn hand_over(contract: &Contract, link: &mut Option<Link>) -> Failure {
+    let failure = system::hand_over(contract, link.is_some());
+    if link.is_none() {
+        *link = contract
+            .link
+            .as_deref()
+            .and_then(|device| Link::open(device).ok());
+    }
+    failure
 }
 
 /// The contract, and the link when the contract or its carrier names one.
@@ -51,7 +66,12 @@ fn find_contract(link: &mut Option<Link>) -> Result<Contract, Failure> {
     };
     match found {
         sources::Found::Contract(contract) => {
-            if let Some(device) = &contract.link {
+            // The service says hello when the system is up.
+            if let Some(device) = contract
+                .link
+                .as_ref()
+                .filter(|_| contract.boot == Boot::Direct)
+            {
                 open(device)?;
             }
             Ok(*contract)

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
 
 use apppot_contract::link::{Frame, Stream, WINDOW};
-use apppot_contract::{Contract, Outcome, Report, Stdin, Usage};
+use apppot_contract::{Boot, Contract, Outcome, Report, Stdin, Usage};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -109,6 +109,7 @@ struct Job<'a> {
     deadline: Option<Instant>,
     timed_out: bool,
     grace: Duration,
+    boot: Boot,
 }
 
 impl<'a> Job<'a> {
@@ -146,6 +147,7 @@ impl<'a> Job<'a> {
             }),
             timed_out: false,
             grace: contract.grace,
+            boot: contract.boot,
         }
     }
 
@@ -157,7 +159,10 @@ impl<'a> Job<'a> {
             self.turn()?;
         }
         // What the command left running ends with it, and may still have something to say.
-        shutdown::end_processes(self.grace.min(Duration::from_millis(500)));
+        match self.boot {
+            Boot::Direct => shutdown::end_processes(self.grace.min(Duration::from_millis(500))),
+            Boot::System => signal_group(self.running.pid, libc::SIGKILL),
+        }
         self.drain()?;
         match self.ended.take() {
             _ if self.timed_out => Ok(Outcome::TimedOut),

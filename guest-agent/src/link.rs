@@ -21,6 +21,16 @@ impl Link {
     /// Opens the device, takes away what a terminal line does to bytes, and says hello: from then
     /// on the launcher may send.
     pub(crate) fn open(device: &Path) -> io::Result<Self> {
+        let mut link = Self::reopen(device)?;
+        link.send(&Frame::Hello {
+            protocol: PROTOCOL,
+            agent: env!("CARGO_PKG_VERSION").as_bytes(),
+        })?;
+        Ok(link)
+    }
+
+    /// As [`Link::open`], when hello has been said already.
+    pub(crate) fn reopen(device: &Path) -> io::Result<Self> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -30,16 +40,11 @@ impl Link {
             termios::cfmakeraw(&mut settings);
             termios::tcsetattr(&file, termios::SetArg::TCSANOW, &settings)?;
         }
-        let mut link = Link {
+        Ok(Link {
             device: file,
             decoder: Decoder::default(),
             input: vec![0; MAX_PAYLOAD],
-        };
-        link.send(&Frame::Hello {
-            protocol: PROTOCOL,
-            agent: env!("CARGO_PKG_VERSION").as_bytes(),
-        })?;
-        Ok(link)
+        })
     }
 
     /// Sends a frame. Blocks while the launcher takes nothing, which it always soon does: it never

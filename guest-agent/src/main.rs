@@ -1,4 +1,4 @@
-//! The AppPot guest agent: PID 1 of an appliance.
+//! The AppPot guest agent: PID 1 of an appliance, or a service in one.
 //!
 //! The launcher puts it into an initramfs with the kernel. It finds the contract, mounts the root
 //! and the host's directories, becomes the user's account, runs the command, reports and powers
@@ -16,11 +16,18 @@ mod process;
 mod shutdown;
 mod sources;
 mod stdin;
+mod system;
 mod workload;
 
 fn main() -> std::process::ExitCode {
     if std::process::id() == 1 {
         boot::run()
+    }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == system::SERVICE)
+    {
+        system::serve()
     }
     eprintln!(
         "apppot-init {}: this program is PID 1 of an AppPot appliance; 'apppot run' starts it",

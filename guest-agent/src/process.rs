@@ -169,9 +169,7 @@ impl Streams {
             .stdin(slave.try_clone()?)
             .stdout(slave.try_clone()?)
             .stderr(slave);
-        for fd in [&master] {
-            fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
-        }
+        fcntl(&master, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
         Ok(Streams {
             stdin: Some(ours(master.try_clone()?)?),
             stdout: ours(master.try_clone()?)?,

@@ -14,7 +14,15 @@ use crate::link::Link;
 /// Ends the machine.
 pub(crate) fn end(link: Option<Link>, report: &Report) -> ! {
     end_processes(Duration::ZERO);
-    detach_filesystems();
+    detach_filesystems(&["hostfs", "ext4", "ext3", "ext2", "xfs", "btrfs"]);
+    self::report(link, report);
+    power_off();
+    // PID 1 must not return: the kernel would panic, which the launcher sees as well.
+    std::process::abort()
+}
+
+/// Tells the launcher how it ended; without a link, whoever reads the console.
+pub(crate) fn report(link: Option<Link>, report: &Report) {
     match link {
         Some(mut link) => {
             // The launcher may be gone; the machine still ends.
@@ -22,9 +30,11 @@ pub(crate) fn end(link: Option<Link>, report: &Report) -> ! {
         }
         None => eprintln!("apppot-init: {:?}", report.outcome),
     }
+}
+
+/// Powers off. Returns only when the kernel cannot.
+pub(crate) fn power_off() {
     let _ = reboot(RebootMode::RB_POWER_OFF);
-    // PID 1 must not return: the kernel would panic, which the launcher sees as well.
-    std::process::abort()
 }
 
 /// Asks all other processes to end, and ends them after `grace`.
@@ -64,8 +74,14 @@ fn signal_all(signal: libc::c_int) {
     unsafe { libc::kill(-1, signal) };
 }
 
-/// Writes back and lets go of every filesystem that holds something of the user's.
-fn detach_filesystems() {
+/// Writes back and lets go of the host's directories.
+pub(crate) fn detach_shares() {
+    detach_filesystems(&["hostfs"]);
+}
+
+/// Writes back and lets go of every writable filesystem of these types: they hold what is the
+/// user's.
+fn detach_filesystems(types: &[&str]) {
     let Ok(table) = std::fs::read_to_string("/proc/mounts") else {
         nix::unistd::sync();
         return;
@@ -79,11 +95,7 @@ fn detach_filesystems() {
             continue;
         };
         let writable = options.split(',').any(|option| option == "rw");
-        let ours = matches!(
-            filesystem,
-            "hostfs" | "ext4" | "ext3" | "ext2" | "xfs" | "btrfs"
-        );
-        if writable && ours {
+        if writable && types.contains(&filesystem) {
             let_go(&unescape(target));
         }
     }

@@ -40,6 +40,8 @@ pub(crate) struct Terms {
     pub(crate) deadline: Option<Instant>,
     /// Time between asking the job to end and ending it.
     pub(crate) grace: Duration,
+    /// What the guest gets beyond deadline and grace to report, and then to power off.
+    pub(crate) last_words: Duration,
     /// Whether the guest's console is shown.
     pub(crate) show_console: bool,
     /// Whether the guest's warnings are shown.
@@ -48,8 +50,6 @@ pub(crate) struct Terms {
 
 /// A kernel that has not brought up the agent in this time will not.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
-/// What the agent gets beyond the deadline and the grace to report and power off.
-const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// How the session ended, and when what happened.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl<'a> Session<'a> {
         let console = Console::new(machine.console(), terms.show_console)?;
         let sender = Sender::start(link.stream.try_clone()?)?;
         let kill_at = match terms.deadline {
-            Some(deadline) => deadline + terms.grace + LAST_WORDS,
+            Some(deadline) => deadline + terms.grace + terms.last_words,
             None => started + BOOT_PATIENCE,
         };
         Ok(Session {
@@ -240,7 +240,7 @@ impl<'a> Session<'a> {
                 let report = Report::decode(text).map_err(|error| Lost::link(&error))?;
                 self.report = Some(report);
                 // All is in place; a machine that does not power off by itself need not.
-                self.kill_at = Some(Instant::now() + LAST_WORDS);
+                self.kill_at = Some(Instant::now() + self.terms.last_words);
                 self.shutdown_at = None;
                 Ok(())
             }
@@ -305,7 +305,7 @@ impl<'a> Session<'a> {
             if ends && self.shutdown_at.is_none() {
                 let shutdown = Instant::now() + self.terms.grace;
                 self.shutdown_at = Some(shutdown);
-                let kill = shutdown + LAST_WORDS;
+                let kill = shutdown + self.terms.last_words;
                 self.kill_at = Some(self.kill_at.map_or(kill, |earlier| earlier.min(kill)));
             }
         }

@@ -1,0 +1,173 @@
+//! `boot=system`: the image's own init is PID 1, and the agent one of its services.
+//!
+//! As PID 1 the agent prepares the root and leaves itself, the contract and a service behind in
+//! `/run`, then becomes the init. The service does the rest once the system is up.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{symlink, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use apppot_contract::{document, Contract, Report, Usage};
+
+use crate::failure::{Failure, Step};
+use crate::link::Link;
+use crate::{accounts, job, mounts, network, shutdown};
+
+/// The agent's own directory, in memory.
+const DIRECTORY: &str = "/run/apppot";
+/// What the service is called with.
+pub(crate) const SERVICE: &str = "--service";
+
+const UNIT: &str = "\
+[Unit]
+Description=AppPot job
+After=basic.target network.target systemd-user-sessions.service
+
+[Service]
+Type=idle
+ExecStart=/run/apppot/agent --service
+KillMode=process
+";
+
+/// Becomes the image's init. `greeted`: hello has been said on the link. Returns only when that
+/// fails.
+pub(crate) fn hand_over(contract: &Contract, greeted: bool) -> Failure {
+    let step = "handing over to the image's own init";
+    match leave_behind(contract, greeted).and_then(|()| become_init()) {
+        Ok(never) => match never {},
+        Err(error) => Failure::new(step, error),
+    }
+}
+
+fn leave_behind(contract: &Contract, greeted: bool) -> io::Result<()> {
+    let directory = Path::new(DIRECTORY);
+    fs::create_dir_all(directory)?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    // The initramfs is out of reach now, but for this.
+    fs::copy("/proc/self/exe", directory.join("agent"))?;
+    fs::set_permissions(directory.join("agent"), fs::Permissions::from_mode(0o755))?;
+    fs::write(directory.join("contract"), document::encode(contract))?;
+    if greeted {
+        fs::write(directory.join("greeted"), "")?;
+    }
+    add_unit(contract)?;
+    add_to_inittab(Path::new("/etc/inittab"))
+}
+
+/// A service of systemd, at run time only (systemd.unit(5)).
+fn add_unit(contract: &Contract) -> io::Result<()> {
+    let units = Path::new("/run/systemd/system");
+    let wanted = units.join("multi-user.target.wants");
+    fs::create_dir_all(&wanted)?;
+    fs::write(units.join("apppot.service"), UNIT)?;
+    symlink("../apppot.service", wanted.join("apppot.service"))?;
+    // A login prompt on the link would read the launcher's frames.
+    if let Some(line) = contract.link.as_deref().and_then(Path::file_name) {
+        let getty = format!("serial-getty@{}.service", line.to_string_lossy());
+        symlink("/dev/null", units.join(getty))?;
+    }
+    Ok(())
+}
+
+/// An entry of inittab(5), for System V's init and busybox's, where there is such a file.
+fn add_to_inittab(path: &Path) -> io::Result<()> {
+    let Ok(table) = fs::read_to_string(path) else {
+        return Ok(());
+    };
+    let busybox = fs::canonicalize("/sbin/init")
+        .is_ok_and(|init| init.file_name().is_some_and(|name| name == "busybox"));
+    let entry = inittab_entry(busybox);
+    if table.lines().any(|line| line == entry) {
+        return Ok(());
+    }
+    let newline = if table.ends_with('\n') { "" } else { "\n" };
+    fs::write(path, format!("{table}{newline}{entry}\n"))
+}
+
+fn inittab_entry(busybox: bool) -> String {
+    match busybox {
+        true => format!("::once:{DIRECTORY}/agent {SERVICE}"),
+        false => format!("ap:2345:once:{DIRECTORY}/agent {SERVICE}"),
+    }
+}
+
+enum Never {}
+
+fn become_init() -> io::Result<Never> {
+    let init = [
+        "/sbin/init",
+        "/usr/lib/systemd/systemd",
+        "/etc/init",
+        "/bin/init",
+    ]
+    .into_iter()
+    .find(|path| Path::new(path).exists())
+    .ok_or_else(|| io::Error::other("the image has no init (/sbin/init)"))?;
+    let path = CString::new(init)?;
+    let Err(errno) = nix::unistd::execve(&path, &[&path], &[c"HOME=/", c"TERM=linux"]);
+    Err(io::Error::new(
+        io::Error::from(errno).kind(),
+        format!("{init}: {errno}"),
+    ))
+}
+
+/// The service: runs the job in the booted system, and powers it off.
+pub(crate) fn serve() -> ! {
+    let mut link = None;
+    let report = live(&mut link).unwrap_or_else(|failure| Report {
+        outcome: failure.outcome(),
+        usage: Usage::default(),
+    });
+    shutdown::detach_shares();
+    shutdown::report(link, &report);
+    // The init's own way, which ends its services; else the kernel's.
+    if !Command::new("poweroff")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        shutdown::power_off();
+    }
+    std::process::exit(0)
+}
+
+fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
+    let path = PathBuf::from(DIRECTORY).join("contract");
+    let text = fs::read(&path).step("reading the contract")?;
+    let contract = document::decode(&text).step("reading the contract")?;
+    let _ = fs::remove_file(&path);
+    let device = contract.link.as_deref();
+    let device =
+        device.ok_or_else(|| Failure::new("starting the job", "the contract names no link"))?;
+    let greeted = Path::new(DIRECTORY).join("greeted").exists();
+    let opened = match greeted {
+        true => Link::reopen(device),
+        false => Link::open(device),
+    };
+    let link = link.insert(opened.step(format!("opening the link {}", device.display()))?);
+    mounts::shares(&contract)?;
+    network::loopback_up().step("bringing up the loopback interface")?;
+    let identity = accounts::become_known(Path::new("/"), &contract)?;
+    job::run(&contract, &identity, link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inittab_gets_its_entry_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("inittab");
+        add_to_inittab(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, "id:2:initdefault:").unwrap();
+        add_to_inittab(&path).unwrap();
+        add_to_inittab(&path).unwrap();
+        let table = fs::read_to_string(&path).unwrap();
+        assert_eq!(table.matches("agent --service").count(), 1, "{table}");
+        assert!(table.starts_with("id:2:initdefault:\n"));
+    }
+}
