@@ -239,7 +239,10 @@ fn is_dynamic(path: &Path) -> std::io::Result<bool> {
     const PT_INTERP: u32 = 3;
     let file = std::fs::File::open(path)?;
     let mut header = [0; 64];
-    file.read_exact_at(&mut header, 0)?;
+    let len = file.read_at(&mut header, 0)?;
+    if len < header.len() || !header.starts_with(b"\x7fELF") {
+        return Ok(false);
+    }
     let number = |bytes: &[u8]| {
         bytes
             .iter()

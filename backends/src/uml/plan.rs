@@ -331,3 +331,6 @@ fn root(spec: &MachineSpec) -> Root {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
