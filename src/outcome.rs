@@ -104,10 +104,7 @@ impl Ending {
                 }
                 Outcome::Failed { step, reason } => {
                     let (step, reason) = (printable(step.as_bytes()), printable(reason.as_bytes()));
-                    Some(
-                        anyhow::anyhow!("{reason}")
-                            .context(format!("the job could not be started: {step}")),
-                    )
+                    Some(anyhow::anyhow!("{reason}").context(format!("the job failed in {step}")))
                 }
             },
             Ending::Stopped(_) => None,

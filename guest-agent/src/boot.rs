@@ -32,7 +32,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     if contract.boot == Boot::System {
         return Err(hand_over(&contract, link));
     }
-    mounts::shares(&contract)?;
+    let kept = mounts::shares(&contract)?;
     network::loopback_up().step("bringing up the loopback interface")?;
     let identity = accounts::become_known(Path::new("/"), &contract)?;
     let Some(link) = link else {
@@ -41,7 +41,8 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
             "the contract names no link",
         ));
     };
-    job::run(&contract, &identity, link)
+    let report = job::run(&contract, &identity, link)?;
+    Ok(job::saved(report, kept))
 }
 
 /// Becomes the image's init, which the service then speaks for. Back here when that has failed.

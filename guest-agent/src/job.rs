@@ -13,6 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::accounts::Identity;
 use crate::failure::{Failure, Step};
 use crate::link::{Link, OutputBuffer};
+use crate::mounts::Kept;
 use crate::process::{self, Running};
 use crate::stdin::Input;
 use crate::{shutdown, workload};
@@ -48,6 +49,17 @@ pub(crate) fn run(
         outcome,
         usage: usage(started.elapsed()),
     })
+}
+
+/// The report, once everything that the job wrote is safe; a job whose files are lost has failed.
+pub(crate) fn saved(report: Report, kept: Kept) -> Report {
+    match kept.write_back() {
+        Ok(()) => report,
+        Err(failure) => Report {
+            outcome: failure.outcome(),
+            ..report
+        },
+    }
 }
 
 fn unused(outcome: Outcome) -> Report {

@@ -147,10 +147,11 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
         false => Link::open(device),
     };
     let link = link.insert(opened.step(format!("opening the link {}", device.display()))?);
-    mounts::shares(&contract)?;
+    let kept = mounts::shares(&contract)?;
     network::loopback_up().step("bringing up the loopback interface")?;
     let identity = accounts::become_known(Path::new("/"), &contract)?;
-    job::run(&contract, &identity, link)
+    let report = job::run(&contract, &identity, link)?;
+    Ok(job::saved(report, kept))
 }
 
 #[cfg(test)]
