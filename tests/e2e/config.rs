@@ -1,0 +1,156 @@
+//! Configuration files and variables.
+
+use crate::support::{Job, Run};
+
+/// `apppot config` with the user's configuration in `beside/config`.
+fn show<'a>(job: &'a Job) -> Run<'a> {
+    let run = job.apppot(&["config"]).without_env("APPPOT_KERNEL");
+    run.env("XDG_CONFIG_HOME", job.beside("config"))
+}
+
+fn user_file(job: &Job, text: &str) -> std::path::PathBuf {
+    let directory = job.directory_beside("config").join("apppot");
+    std::fs::create_dir(&directory).unwrap();
+    job.put(directory.join("config.toml"), text)
+}
+
+/// Value and origin of a key.
+fn row(text: &str, key: &str) -> (String, String) {
+    let line = text
+        .lines()
+        .find(|line| line.split_whitespace().next() == Some(key))
+        .unwrap();
+    let parts: Vec<&str> = line
+        .split("  ")
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect();
+    (parts[1].to_owned(), parts.last().unwrap().to_string())
+}
+
+#[test]
+fn every_value_has_an_origin() {
+    let Some(job) = Job::new() else { return };
+    let user = user_file(&job, "memory = '300M'\ncpus = 1\ngrace = '7s'\n");
+    let project = job.put(
+        "apppot.toml",
+        "memory = '200M'\nimage = 'a.img'\ntime-limit = '2h'\n",
+    );
+    let done = show(&job).env("APPPOT_MEMORY", "100M").go().exits(0);
+    let text = done.text();
+    let (user, project) = (user.display().to_string(), project.display().to_string());
+    let image = job.path().join("a.img").display().to_string();
+    for (key, value, origin) in [
+        ("memory", "100M", "environment (APPPOT_MEMORY)"),
+        ("image", &image, project.as_str()),
+        ("time-limit", "2h", &project),
+        ("grace", "7s", &user),
+        ("cpus", "1", &user),
+        ("containment", "auto", "built-in"),
+    ] {
+        assert_eq!(
+            row(&text, key),
+            (value.to_owned(), origin.to_owned()),
+            "{text}"
+        );
+    }
+    let json = show(&job).with(&["--json"]).go().exits(0).text();
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(
+        rows.as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["key"] == "memory" && row["value"] == "200M"),
+        "{json}"
+    );
+}
+
+#[test]
+fn is_followed() {
+    let Some(job) = Job::new() else { return };
+    let data = job.directory_beside("data");
+    let text = format!(
+        "memory = '150M'\nbind = ['{}:/mnt/data:ro']\n[env]\nFROM = 'file'\nBOTH = 'file'\n",
+        data.display()
+    );
+    job.put("apppot.toml", text);
+    let script = "cat /proc/cmdline | tr ' ' '\\n' | grep ^mem=; echo $FROM $BOTH; echo x >/mnt/data/x || echo ro";
+    let done = job.sh(script).with(&["--env", "BOTH=option"]).go().exits(0);
+    done.prints("mem=150M\nfile option\nro\n");
+    // Also from a directory below, and an option wins.
+    let below = job.path().join("below");
+    std::fs::create_dir(&below).unwrap();
+    job.give(&below);
+    let script = "cat /proc/cmdline | tr ' ' '\\n' | grep ^mem=";
+    job.sh(script)
+        .from(&below)
+        .go()
+        .exits(0)
+        .prints("mem=150M\n");
+    job.sh(script)
+        .from(&below)
+        .with(&["--memory", "160M"])
+        .go()
+        .exits(0)
+        .prints("mem=160M\n");
+}
+
+#[test]
+fn variables_are_followed() {
+    let Some(job) = Job::new() else { return };
+    let image = crate::support::tools::ext4(&job, "image");
+    let run = job
+        .sh("cat /etc/name; tr ' ' '\\n' </proc/cmdline | grep ^mem=")
+        .env("APPPOT_IMAGE", &image);
+    // The name that the first AppPot had.
+    run.env("APPPOT_MEM", "150M")
+        .go()
+        .exits(0)
+        .prints("imagemem=150M\n");
+    let done = job
+        .run(&["sleep", "1000"])
+        .env("APPPOT_TIME_LIMIT", "3s")
+        .limit(30)
+        .go();
+    done.exits(124);
+}
+
+#[test]
+fn mistakes_are_named_with_file_and_line() {
+    let Some(job) = Job::new() else { return };
+    for (text, line, what) in [
+        ("memory = '1G'\nmemroy = '2G'\n", 2, "memroy"),
+        ("memory = 'much'\n", 1, "much"),
+        ("\n\ncontainment = 'maybe'\n", 3, "maybe"),
+        ("cpus = [\n", 1, ""),
+    ] {
+        let path = job.put("apppot.toml", text);
+        let done = job.sh("touch ran").go();
+        assert_eq!(done.code(), Some(125), "{text}: {}", done.stderr);
+        done.says(&[&format!("{}:{line}: ", path.display()), what]);
+    }
+    std::fs::remove_file(job.path().join("apppot.toml")).unwrap();
+    for (name, value) in [
+        ("APPPOT_MEMORY", "much"),
+        ("APPPOT_CPUS", "0"),
+        ("APPPOT_CONTAINMENT", "maybe"),
+    ] {
+        let done = job.sh("touch ran").env(name, value).go();
+        assert_eq!(done.code(), Some(125), "{name}: {}", done.stderr);
+        done.says(&[name, value]);
+    }
+    assert!(!job.has("ran"));
+}
+
+#[test]
+fn of_somebody_else_is_not_followed() {
+    let Some(job) = Job::new() else { return };
+    if !job.site.is_root {
+        eprintln!("skipped: only root can make another user's file");
+        return;
+    }
+    let path = job.put("apppot.toml", "image = '/trap'\n");
+    std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+    let text = show(&job).go().exits(0).text();
+    assert_eq!(row(&text, "image").0, "host", "{text}");
+}

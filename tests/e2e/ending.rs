@@ -1,0 +1,237 @@
+//! Signals, and that nothing is left however a run ends.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::support::{eventually, noise, processes, Input, Job};
+
+#[test]
+fn signals_reach_the_command() {
+    let Some(job) = Job::new() else { return };
+    for (name, number) in [
+        ("TERM", libc::SIGTERM),
+        ("INT", libc::SIGINT),
+        ("HUP", libc::SIGHUP),
+        ("QUIT", libc::SIGQUIT),
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("XCPU", libc::SIGXCPU),
+    ] {
+        let script = format!(
+            "trap 'echo {name} >got; exit 5' {name}; echo ready; while :; do sleep 0.02; done"
+        );
+        let running = job.sh(&script).limit(20).start();
+        running.until_it_prints("ready");
+        running.signal(number);
+        let done = running.finish();
+        assert_eq!(done.code(), Some(5), "{name}: {}", done.stderr);
+        assert_eq!(job.read("got"), format!("{name}\n"));
+    }
+}
+
+#[test]
+fn a_signal_ends_a_command_that_does_not_expect_it() {
+    let Some(job) = Job::new() else { return };
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let running = job.sh("echo ready; exec sleep 1000").limit(20).start();
+        running.until_it_prints("ready");
+        running.signal(signal);
+        running.finish().exits(128 + signal);
+    }
+}
+
+#[test]
+fn usr1_does_not_start_the_end() {
+    let Some(job) = Job::new() else { return };
+    let script = "trap 'echo got' USR1; echo ready; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo over";
+    let running = job.sh(script).with(&["--grace", "100ms"]).limit(20).start();
+    running.until_it_prints("ready");
+    running.signal(libc::SIGUSR1);
+    running.finish().exits(0).shows(&["got\n", "over\n"]);
+}
+
+#[test]
+fn what_is_written_after_a_signal_is_complete() {
+    let Some(job) = Job::new() else { return };
+    let script = "trap 'cat input input input input >output; exit 0' TERM; echo ready; while :; do sleep 0.02; done";
+    let bytes = noise(4 << 20);
+    job.put("input", &bytes);
+    let running = job.sh(script).limit(30).start();
+    running.until_it_prints("ready");
+    running.signal(libc::SIGTERM);
+    running.finish().exits(0);
+    let output = std::fs::read(job.path().join("output")).unwrap();
+    assert!(output == bytes.repeat(4), "{} bytes", output.len());
+}
+
+#[test]
+fn a_command_that_ignores_signals_is_ended_after_the_grace() {
+    let Some(job) = Job::new() else { return };
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
+    let running = job.sh(script).with(&["--grace", "1s"]).limit(20).start();
+    running.until_it_prints("ready");
+    let asked = std::time::Instant::now();
+    running.signal(libc::SIGTERM);
+    running.finish().exits(137);
+    let took = asked.elapsed();
+    assert!(
+        (Duration::from_secs(1)..Duration::from_secs(6)).contains(&took),
+        "{took:?}"
+    );
+}
+
+#[test]
+fn a_signal_during_the_boot_ends_it_at_once() {
+    let Some(job) = Job::new() else { return };
+    let boot = boot_time(&job);
+    for part in [4, 2] {
+        let running = job.sh("echo ran; exec sleep 1000").limit(20).start();
+        std::thread::sleep(boot / part);
+        running.signal(libc::SIGTERM);
+        let done = running.finish();
+        // Before the launcher takes signals, the signal ends it as it ends every program.
+        let by_signal = done.code() == Some(143) || done.signal() == Some(libc::SIGTERM);
+        assert!(by_signal, "{:?} {}", done.code(), done.stderr);
+        assert!(
+            done.elapsed < boot + Duration::from_secs(2),
+            "{:?}",
+            done.elapsed
+        );
+    }
+}
+
+/// From the start to the command.
+fn boot_time(job: &Job) -> Duration {
+    let running = job.sh("echo ready").start();
+    let start = std::time::Instant::now();
+    running.until_it_prints("ready");
+    let took = start.elapsed();
+    running.finish().exits(0);
+    took
+}
+
+/// Places where a machine's files could be left.
+fn places(job: &Job) -> Vec<PathBuf> {
+    let fixed = ["/dev/shm", "/tmp", "/var/tmp", "/run/shm"].map(PathBuf::from);
+    let own = ["home", "runtime"].map(|name| job.site.stage.join(name));
+    fixed
+        .into_iter()
+        .chain(own)
+        .filter(|path| path.is_dir())
+        .collect()
+}
+
+/// Files of the user's that have something of ours in their names.
+fn left_files(job: &Job) -> Vec<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let uid = job.site.user.uid;
+    let is_left = |path: &Path| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let suspicious = ["apppot", "vm_file", ".uml", "uml", "linux"]
+            .iter()
+            .any(|part| name.contains(part));
+        suspicious && path.symlink_metadata().is_ok_and(|file| file.uid() == uid)
+    };
+    let entries = |place: PathBuf| std::fs::read_dir(place).into_iter().flatten().flatten();
+    let paths = places(job)
+        .into_iter()
+        .flat_map(entries)
+        .map(|entry| entry.path());
+    paths
+        .filter(|path| is_left(path) && !path.starts_with(&job.site.stage))
+        .collect()
+}
+
+#[test]
+fn a_launcher_that_is_killed_leaves_nothing() {
+    let Some(job) = Job::new() else { return };
+    const TIMES: u32 = 20;
+    let boot = boot_time(&job);
+    for moment in 0..TIMES {
+        let running = job
+            .sh("echo up; exec sleep 1000")
+            .input(Input::Open)
+            .limit(30)
+            .start();
+        // From the launcher's first steps to a command that runs.
+        std::thread::sleep(boot * moment * 3 / (TIMES * 2));
+        let below = processes::descendants(running.pid());
+        running.signal(libc::SIGKILL);
+        // Looks for orphans.
+        let done = running.finish();
+        assert_eq!(
+            done.signal(),
+            Some(libc::SIGKILL),
+            "{:?} {}",
+            done.code(),
+            done.stderr
+        );
+        eventually(
+            "processes below the launcher end",
+            Duration::from_secs(5),
+            || {
+                !below.iter().any(|pid| {
+                    processes::executable(*pid).is_some_and(|exe| exe == job.site.kernel)
+                })
+            },
+        );
+    }
+    eventually("files are removed", Duration::from_secs(5), || {
+        left_files(&job).is_empty()
+    });
+}
+
+#[test]
+fn a_job_with_its_memory_on_a_disk_leaves_nothing_either() {
+    let Some(job) = Job::new() else { return };
+    for moment in 0..4 {
+        // More than a tmpfs has.
+        let place = job.directory_beside(&format!("tmp{moment}"));
+        let Some(memory) = more_than_shm() else {
+            return;
+        };
+        let run = job
+            .sh("echo up; exec sleep 1000")
+            .env("TMPDIR", &place)
+            .with(&["--memory", &memory]);
+        let running = run.input(Input::Open).limit(60).start();
+        if moment > 0 {
+            running.until_it_prints("up");
+        }
+        running.signal(libc::SIGKILL);
+        running.finish();
+        eventually(
+            "the directory for memory is removed",
+            Duration::from_secs(5),
+            || std::fs::read_dir(&place).unwrap().next().is_none(),
+        );
+    }
+}
+
+/// A size that /dev/shm has no room for and the disk has; `None` where there is no such size.
+fn more_than_shm() -> Option<String> {
+    let free = |path| {
+        let stat = nix::sys::statvfs::statvfs(path).unwrap();
+        (stat.blocks_available() * stat.fragment_size()) >> 20
+    };
+    let wanted = free("/dev/shm") + 64;
+    let fits = wanted < free("/var/tmp") && wanted < 6 << 10;
+    if !fits {
+        eprintln!("skipped: /dev/shm is too large to be filled ({wanted} MiB)");
+    }
+    fits.then(|| format!("{wanted}M"))
+}
+
+#[test]
+fn an_ordinary_end_leaves_nothing() {
+    let Some(job) = Job::new() else { return };
+    job.sh("touch file").go().exits(0);
+    eventually("files are removed", Duration::from_secs(5), || {
+        left_files(&job).is_empty()
+    });
+    let names: Vec<_> = std::fs::read_dir(job.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["file"]);
+}

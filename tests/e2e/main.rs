@@ -1,0 +1,32 @@
+//! End to end: the built binary, on real machines, as an ordinary user.
+//!
+//! Run by `make test`, once a kernel. `cargo test --test e2e` works, too; what it goes by:
+//!
+//! | variable | meaning | when unset |
+//! |---|---|---|
+//! | `APPPOT_TEST_KERNEL` | the kernel | the one that `apppot` finds |
+//! | `APPPOT_TEST_IMAGE` | the image that `images/debian/build.sh` builds | tests that need it are skipped |
+//! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
+//! | `CI` | nothing may be skipped | |
+
+mod support;
+
+mod arguments;
+mod binds;
+mod concurrency;
+mod config;
+mod containment;
+mod doctor;
+mod ending;
+mod environment;
+mod files;
+mod images;
+mod jobdir;
+mod options;
+mod refusals;
+mod status;
+mod streams;
+mod terminal;
+mod users;
+mod workload;
+mod writes;

@@ -1,0 +1,162 @@
+//! Bad input: a clear error before the boot, and nothing runs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use crate::support::tools::ext4;
+use crate::support::{Job, Run};
+
+/// The run fails with status 125 before a machine is started, and its error names these.
+fn refused(run: Run, names: &[&str]) {
+    let shown = format!("{:?}", run.command());
+    let done = run.limit(30).go();
+    assert_eq!(done.code(), Some(125), "{shown}: {}", done.stderr);
+    assert!(done.stderr.starts_with("error: "), "{}", done.stderr);
+    assert!(
+        done.elapsed < Duration::from_secs(8),
+        "{shown}: {:?}",
+        done.elapsed
+    );
+    for name in names {
+        assert!(
+            done.stderr.contains(name),
+            "{shown}: no {name:?} in: {}",
+            done.stderr
+        );
+    }
+    assert!(
+        !done.stderr.contains("console's last lines"),
+        "{shown}: booted: {}",
+        done.stderr
+    );
+}
+
+#[test]
+fn images() {
+    let Some(job) = Job::new() else { return };
+    job.put("empty.img", "");
+    job.put("short.img", "hello");
+    job.put("zeros.img", vec![0; 1 << 20]);
+    job.put("text.img", "no filesystem\n".repeat(10_000));
+    let mut table = vec![0; 1 << 20];
+    table[510..512].copy_from_slice(b"\x55\xaa");
+    job.put("table.img", &table);
+    table[450] = 0x83;
+    table[454..462].copy_from_slice(&[0, 8, 0, 0, 0, 0, 1, 0]);
+    job.put("nothing.img", &table);
+    let private = job.put("private.img", "x");
+    fs::set_permissions(&private, fs::Permissions::from_mode(0)).unwrap();
+    fs::create_dir(job.path().join("emptydir")).unwrap();
+    for (image, names) in [
+        ("missing.img", &["missing.img", "No such file"][..]),
+        ("empty.img", &["empty.img", "is empty", "hint: "]),
+        ("short.img", &["short.img", "no appliance image"]),
+        ("zeros.img", &["zeros.img", "no appliance image", "hint: "]),
+        ("text.img", &["text.img", "no appliance image"]),
+        ("table.img", &["table.img", "no appliance image"]),
+        ("nothing.img", &["nothing.img", "no appliance image"]),
+        (
+            "private.img",
+            &["private.img", "ermission denied", "hint: "],
+        ),
+        ("emptydir", &["emptydir", "no appliance image"]),
+        (
+            "/dev/null",
+            &["/dev/null", "neither a file nor a directory"],
+        ),
+    ] {
+        refused(job.sh("touch ran").with(&["--image", image]), names);
+    }
+    assert!(!job.has("ran"));
+}
+
+#[test]
+fn an_image_that_is_cut_off_fails_with_a_reason() {
+    let Some(job) = Job::new() else { return };
+    let image = ext4(&job, "image");
+    fs::File::options()
+        .write(true)
+        .open(&image)
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let done = job.sh("touch ran").image(&image).limit(30).go().exits(125);
+    assert!(!job.has("ran"));
+    done.says(&["error: "]);
+}
+
+#[test]
+fn memory() {
+    let Some(job) = Job::new() else { return };
+    for (memory, names) in [
+        ("3", &["3 bytes", "at least", "hint: "][..]),
+        ("0", &["at least"]),
+        ("10M", &["10 MiB", "at least"]),
+        ("100T", &["does not fit", "MiB free", "hint: "]),
+    ] {
+        refused(job.sh("touch ran").with(&["--memory", memory]), names);
+    }
+    assert!(!job.has("ran"));
+}
+
+#[test]
+fn memory_beyond_the_limit_of_the_address_space() {
+    let Some(job) = Job::new() else { return };
+    let run = || job.run(&["true"]).address_space(2 << 30);
+    refused(
+        run().with(&["--memory", "3G"]),
+        &["address space", "2048 MiB", "hint: ", "ulimit -v"],
+    );
+    run().with(&["--memory", "512M"]).go().exits(0);
+}
+
+#[test]
+fn memory_that_has_no_place() {
+    let Some(job) = Job::new() else { return };
+    let run = job
+        .run(&["true"])
+        .env("TMPDIR", "/proc")
+        .with(&["--memory", "90T"]);
+    refused(run, &["/dev/shm", "/proc", "MiB free", "set TMPDIR"]);
+    // A TMPDIR that does not exist does no harm while there is another place.
+    job.run(&["true"])
+        .env("TMPDIR", "/nonexistent")
+        .go()
+        .exits(0);
+}
+
+#[test]
+fn kernels() {
+    let Some(job) = Job::new() else { return };
+    job.script("hangs", "#!/bin/sh\nsleep 100\n");
+    job.script("lies", "#!/bin/sh\necho '# Linux/um'\n");
+    for (kernel, names) in [
+        (
+            "/bin/true",
+            &["/bin/true", "no User-Mode Linux kernel", "hint: "][..],
+        ),
+        ("/etc/passwd", &["/etc/passwd", "not executable", "hint: "]),
+        ("missing", &["missing", "No such file"]),
+        ("/", &["no file"]),
+        ("./hangs", &["hangs", "--showconfig"]),
+        ("./lies", &["lies", "no User-Mode Linux kernel"]),
+    ] {
+        refused(job.sh("touch ran").with(&["--kernel", kernel]), names);
+    }
+    assert!(!job.has("ran"));
+}
+
+#[test]
+fn too_long_for_anything() {
+    let Some(job) = Job::new() else { return };
+    let mut run = job.run(&["true"]);
+    for number in 0..60 {
+        // Percent-encoded this is three times as long: beyond the 4 MiB of a contract.
+        run = run.with(&[
+            "--env".to_owned(),
+            format!("V{number}={}", "\u{1}".repeat(30_000)),
+        ]);
+    }
+    refused(run, &["error: "]);
+}

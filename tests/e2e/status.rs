@@ -1,0 +1,159 @@
+//! The exit status.
+
+use std::time::Duration;
+
+use crate::support::{Input, Job};
+
+#[test]
+fn the_commands_own() {
+    let Some(job) = Job::new() else { return };
+    for (script, status) in [
+        ("exit 0", 0),
+        ("exit 37", 37),
+        ("exit 255", 255),
+        ("exit 125", 125),
+        ("kill -9 $$", 137),
+        ("kill -15 $$", 143),
+        ("kill -SEGV $$", 139),
+        ("kill -USR1 $$", 138),
+    ] {
+        let done = job.sh(script).go();
+        assert_eq!(done.code(), Some(status), "{script}");
+        done.is_quiet();
+    }
+}
+
+#[test]
+fn a_command_that_does_not_exist() {
+    let Some(job) = Job::new() else { return };
+    for command in ["no-such-command", "./missing", "/missing/too", ""] {
+        let done = job.run(&[command]).go();
+        assert_eq!(done.code(), Some(127), "{command:?}: {}", done.stderr);
+        done.says(&["command not found"]);
+    }
+}
+
+#[test]
+fn a_command_that_cannot_be_executed() {
+    let Some(job) = Job::new() else { return };
+    job.put("plain", "#!/bin/sh\n");
+    job.script("interpreter", "#!/no/such/interpreter\n");
+    job.script("garbage", "\0\x01\x02garbage");
+    for (command, why) in [
+        ("/etc", "is a directory"),
+        ("./plain", "permission denied"),
+        ("./interpreter", "interpreter"),
+        ("./garbage", "no program"),
+    ] {
+        let done = job.run(&[command]).go();
+        assert_eq!(done.code(), Some(126), "{command}: {}", done.stderr);
+        done.says(&[command, why]);
+    }
+}
+
+#[test]
+fn a_script_without_an_interpreters_line_runs() {
+    let Some(job) = Job::new() else { return };
+    job.script("script", "echo \"as a shell script: $1\"\n");
+    job.run(&["./script", "a b"])
+        .go()
+        .exits(0)
+        .prints("as a shell script: a b\n");
+}
+
+#[test]
+fn the_time_limit() {
+    let Some(job) = Job::new() else { return };
+    let done = job
+        .run(&["sleep", "1000"])
+        .with(&["--time-limit", "3s"])
+        .limit(30)
+        .go();
+    let done = done.exits(124).says(&["time limit"]);
+    assert!(done.elapsed >= Duration::from_secs(3), "{:?}", done.elapsed);
+    assert!(done.elapsed < Duration::from_secs(12), "{:?}", done.elapsed);
+}
+
+#[test]
+fn the_time_limit_asks_first() {
+    let Some(job) = Job::new() else { return };
+    let script = "trap 'echo saved >file; exit 0' TERM; while :; do sleep 0.1; done";
+    job.sh(script)
+        .with(&["--time-limit", "3s"])
+        .limit(30)
+        .go()
+        .exits(124);
+    assert_eq!(job.read("file"), "saved\n");
+    let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
+    let options = ["--time-limit", "3s", "--grace", "500ms"];
+    let done = job.sh(stubborn).with(&options).limit(30).go().exits(124);
+    assert!(done.elapsed < Duration::from_secs(12), "{:?}", done.elapsed);
+}
+
+#[test]
+fn a_time_limit_that_is_not_reached() {
+    let Some(job) = Job::new() else { return };
+    job.run(&["true"])
+        .with(&["--time-limit", "1h30m"])
+        .go()
+        .exits(0)
+        .is_quiet();
+}
+
+#[test]
+fn a_time_limit_shorter_than_the_boot() {
+    let Some(job) = Job::new() else { return };
+    let done = job
+        .sh("touch ran")
+        .with(&["--time-limit", "1ms"])
+        .limit(20)
+        .go();
+    done.exits(124).says(&["time limit"]);
+}
+
+#[test]
+fn a_panic_of_the_guest_shows_the_console() {
+    let Some(job) = Job::new() else { return };
+    let script = "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100";
+    let done = job.sh(script).with(&["--root"]).limit(30).go();
+    done.exits(125)
+        .says(&["without reporting", "console's last lines", "panic"]);
+}
+
+#[test]
+fn a_guest_that_powers_off_by_itself_is_a_failure() {
+    let Some(job) = Job::new() else { return };
+    let script =
+        "echo 1 >/proc/sys/kernel/sysrq; echo once >>ran; echo o >/proc/sysrq-trigger; sleep 100";
+    job.sh(script)
+        .with(&["--root"])
+        .limit(30)
+        .go()
+        .exits(125)
+        .says(&["without"]);
+    assert_eq!(job.read("ran"), "once\n");
+}
+
+#[test]
+fn a_reboot_does_not_run_the_job_again() {
+    let Some(job) = Job::new() else { return };
+    let script =
+        "echo 1 >/proc/sys/kernel/sysrq; echo once >>ran; echo b >/proc/sysrq-trigger; sleep 100";
+    job.sh(script).with(&["--root"]).limit(30).go().exits(125);
+    assert_eq!(job.read("ran"), "once\n");
+}
+
+#[test]
+fn a_machine_that_is_killed_from_outside() {
+    let Some(job) = Job::new() else { return };
+    let running = job
+        .sh("echo ready; sleep 1000")
+        .input(Input::Open)
+        .limit(30)
+        .start();
+    running.until_it_prints("ready");
+    let machine = running.machine(&job.site.kernel);
+    // SAFETY: a process below our child.
+    unsafe { libc::kill(machine as i32, libc::SIGKILL) };
+    running.finish().exits(125).says(&["signal 9"]);
+}

@@ -1,0 +1,294 @@
+//! A job directory, and a run in it as it is put together.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::{debian_image, processes, site, Done, Running, Site};
+
+/// A directory of one test's own, with the job directory in it. Removed with all that is in it.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) site: &'static Site,
+    base: PathBuf,
+    directory: PathBuf,
+}
+
+impl Job {
+    /// `None` when there is no kernel to test with.
+    pub(crate) fn new() -> Option<Self> {
+        Self::named("job")
+    }
+
+    /// With a job directory of that name.
+    pub(crate) fn named(name: impl AsRef<OsStr>) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let site = site()?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = site.stage.join("jobs").join(number.to_string());
+        let directory = base.join(name.as_ref());
+        for path in [&base, &directory] {
+            fs::create_dir(path).unwrap();
+            site.give(path);
+        }
+        Some(Job {
+            site,
+            base,
+            directory,
+        })
+    }
+
+    /// The job directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A path beside the job directory, which a machine must not reach unless it is told to.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.base.join(name)
+    }
+
+    /// Makes a directory beside the job directory.
+    pub(crate) fn directory_beside(&self, name: &str) -> PathBuf {
+        let path = self.beside(name);
+        fs::create_dir(&path).unwrap();
+        self.give(&path);
+        path
+    }
+
+    /// Gives a file to the user.
+    pub(crate) fn give(&self, path: &Path) {
+        self.site.give(path);
+    }
+
+    /// The user and group, as chown(1) takes them.
+    pub(crate) fn owner(&self) -> String {
+        format!("{}:{}", self.site.user.uid, self.site.user.gid)
+    }
+
+    /// Writes a file, `name` in the job directory or an absolute path.
+    pub(crate) fn put(&self, name: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.directory.join(name);
+        fs::write(&path, content).unwrap();
+        self.give(&path);
+        path
+    }
+
+    /// Writes an executable file.
+    pub(crate) fn script(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.put(name, content);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// What a file in the job directory holds.
+    pub(crate) fn read(&self, name: &str) -> String {
+        let path = self.directory.join(name);
+        let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.directory.join(name).symlink_metadata().is_ok()
+    }
+
+    /// `apppot` with `args`.
+    pub(crate) fn apppot<A: AsRef<OsStr>>(&self, args: &[A]) -> Run<'_> {
+        Run::new(self, args)
+    }
+
+    /// `apppot run -- command`.
+    pub(crate) fn run<A: AsRef<OsStr>>(&self, command: &[A]) -> Run<'_> {
+        let mut run = Run::new(self, &["run"]);
+        run.command = command
+            .iter()
+            .map(|word| word.as_ref().to_owned())
+            .collect();
+        run
+    }
+
+    /// `apppot run -- sh -c script`.
+    pub(crate) fn sh(&self, script: &str) -> Run<'_> {
+        self.run(&["sh", "-c", script])
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let removed = fs::remove_dir_all(&self.base);
+        if !std::thread::panicking() {
+            removed.unwrap();
+        }
+    }
+}
+
+/// Standard input of a run.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Null,
+    Closed,
+    Bytes(Vec<u8>),
+    /// A pipe that stays open, and to which `Running::type_in` writes.
+    Open,
+    File(File),
+}
+
+/// A run of `apppot`, before it is started.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    job: &'a Job,
+    args: Vec<OsString>,
+    command: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    input: Input,
+    output: Option<OwnedFd>,
+    directory: PathBuf,
+    limit: Duration,
+    address_space: Option<u64>,
+}
+
+impl<'a> Run<'a> {
+    fn new<A: AsRef<OsStr>>(job: &'a Job, args: &[A]) -> Self {
+        let home = job.site.stage.join("home");
+        let environment = [
+            ("PATH", OsString::from("/usr/local/bin:/usr/bin:/bin")),
+            ("HOME", home.into()),
+            ("USER", OsString::from(&job.site.user.name)),
+            ("XDG_RUNTIME_DIR", job.site.stage.join("runtime").into()),
+            ("APPPOT_KERNEL", job.site.kernel.clone().into()),
+        ];
+        Run {
+            job,
+            args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
+            command: Vec::new(),
+            environment: environment.map(|(name, value)| (name.into(), value)).into(),
+            input: Input::Null,
+            output: None,
+            directory: job.directory.clone(),
+            limit: Duration::from_secs(60),
+            address_space: None,
+        }
+    }
+
+    /// Adds options.
+    pub(crate) fn with<A: AsRef<OsStr>>(mut self, options: &[A]) -> Self {
+        self.args
+            .extend(options.iter().map(|option| option.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn image(self, image: &Path) -> Self {
+        self.with(&[OsStr::new("--image"), image.as_os_str()])
+    }
+
+    /// In the Debian image; `None` when there is none.
+    pub(crate) fn debian(self) -> Option<Self> {
+        debian_image().map(|image| self.image(image))
+    }
+
+    /// A variable of the launcher's own environment.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment
+            .push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn without_env(mut self, name: &str) -> Self {
+        self.environment.retain(|(other, _)| other != name);
+        self
+    }
+
+    pub(crate) fn input(mut self, input: Input) -> Self {
+        self.input = input;
+        self
+    }
+
+    pub(crate) fn bytes(self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input(Input::Bytes(bytes.into()))
+    }
+
+    /// Where standard output goes, instead of being kept.
+    pub(crate) fn output(mut self, output: impl Into<OwnedFd>) -> Self {
+        self.output = Some(output.into());
+        self
+    }
+
+    /// The directory it is started in.
+    pub(crate) fn from(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = directory.into();
+        self
+    }
+
+    /// How long it may take before it is killed.
+    pub(crate) fn limit(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Limits the launcher's address space, as `ulimit -v` does.
+    pub(crate) fn address_space(mut self, bytes: u64) -> Self {
+        self.address_space = Some(bytes);
+        self
+    }
+
+    /// The process as it will be started, but for its standard streams.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.job.site.binary);
+        command.args(&self.args);
+        if !self.command.is_empty() {
+            command.arg("--").args(&self.command);
+        }
+        command
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(&self.directory);
+        processes::as_user(&mut command, self.job.site);
+        let (close, address_space) = (matches!(self.input, Input::Closed), self.address_space);
+        // SAFETY: only async-signal-safe calls.
+        unsafe {
+            command.pre_exec(move || {
+                if close {
+                    libc::close(0);
+                }
+                if let Some(bytes) = address_space {
+                    let limit = libc::rlimit {
+                        rlim_cur: bytes,
+                        rlim_max: bytes,
+                    };
+                    libc::setrlimit(libc::RLIMIT_AS, &limit);
+                }
+                Ok(())
+            });
+        }
+        command
+    }
+
+    /// Starts it.
+    pub(crate) fn start(self) -> Running {
+        let mut command = self.command();
+        command.stderr(Stdio::piped());
+        match self.output {
+            Some(output) => command.stdout(output),
+            None => command.stdout(Stdio::piped()),
+        };
+        let (stdin, bytes) = match self.input {
+            Input::Null | Input::Closed => (Stdio::null(), None),
+            Input::Bytes(bytes) => (Stdio::piped(), Some(bytes)),
+            Input::Open => (Stdio::piped(), None),
+            Input::File(file) => (file.into(), None),
+        };
+        let child = processes::spawn(command.stdin(stdin)).unwrap();
+        Running::new(child, bytes, self.limit)
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn go(self) -> Done {
+        self.start().finish()
+    }
+}

@@ -1,0 +1,36 @@
+//! What the tests share: where they run, how a run is put together, what it left.
+
+mod job;
+pub(crate) mod processes;
+mod running;
+mod site;
+pub(crate) mod tools;
+
+pub(crate) use self::job::{Input, Job, Run};
+pub(crate) use self::running::{Done, Running};
+pub(crate) use self::site::{debian_image, site, Site};
+
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` holds; panics with `what` when it does not in `limit`.
+pub(crate) fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Reproducible bytes of every value.
+pub(crate) fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

@@ -1,0 +1,191 @@
+//! Where the tests run: as whom, with which kernel and image, in which directory.
+
+use std::os::unix::fs::{chown, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::{processes, tools};
+
+/// Who runs the machines.
+#[derive(Debug, Clone)]
+pub(crate) struct User {
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+}
+
+/// Everything that is the same for all tests.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// A directory of this test process's own, removed at its end.
+    pub(crate) stage: PathBuf,
+    pub(crate) binary: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) user: User,
+    /// Whether we can be any user.
+    pub(crate) is_root: bool,
+}
+
+impl Site {
+    /// Whether the kernel is our own: it has what Debian's has not (SMP, seccomp).
+    pub(crate) fn has_own_kernel(&self) -> bool {
+        static OWN: OnceLock<bool> = OnceLock::new();
+        *OWN.get_or_init(|| {
+            let mut command = Command::new(&self.kernel);
+            let output = processes::output(command.arg("--showconfig"));
+            String::from_utf8_lossy(&output.stdout).contains("CONFIG_LOCALVERSION=\"-apppot\"")
+        })
+    }
+
+    /// Gives `path` to the user.
+    pub(crate) fn give(&self, path: &Path) {
+        if self.is_root {
+            chown(path, Some(self.user.uid), Some(self.user.gid)).unwrap();
+        }
+    }
+}
+
+/// The site; `None` when there is no kernel to test with, which is said and in CI is a failure.
+pub(crate) fn site() -> Option<&'static Site> {
+    static SITE: OnceLock<Option<Site>> = OnceLock::new();
+    SITE.get_or_init(|| match find() {
+        Ok(site) => Some(site),
+        Err(reason) => {
+            refuse_to_skip(&reason);
+            None
+        }
+    })
+    .as_ref()
+}
+
+/// The Debian image, where the user can read it.
+pub(crate) fn debian_image() -> Option<&'static Path> {
+    static IMAGE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let site = site()?;
+    let image = IMAGE.get_or_init(|| {
+        let Some(path) = std::env::var_os("APPPOT_TEST_IMAGE") else {
+            refuse_to_skip("APPPOT_TEST_IMAGE is not set (images/debian/build.sh prints a path)");
+            return None;
+        };
+        Some(lend(site, Path::new(&path), "debian.img"))
+    });
+    image.as_deref()
+}
+
+/// In CI everything must be there.
+fn refuse_to_skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none(), "cannot test: {reason}");
+    eprintln!("skipped: {reason}");
+}
+
+fn find() -> Result<Site, String> {
+    processes::adopt_orphans();
+    let is_root = nix::unistd::geteuid().is_root();
+    let user = find_user(is_root)?;
+    let stage = make_stage();
+    let mut site = Site {
+        binary: PathBuf::from(env!("CARGO_BIN_EXE_apppot")),
+        kernel: find_kernel()?,
+        stage,
+        user,
+        is_root,
+    };
+    for name in ["home", "runtime", "jobs"] {
+        let path = site.stage.join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        site.give(&path);
+    }
+    site.binary = lend(&site, &site.binary, "apppot");
+    site.kernel = lend(&site, &site.kernel, "kernel");
+    Ok(site)
+}
+
+fn find_kernel() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("APPPOT_TEST_KERNEL") {
+        return Ok(path.into());
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apppot"));
+    let output = processes::output(command.args(["doctor", "--json"]));
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let found = checks[0]["found"].as_str().unwrap_or_default();
+    match checks[0]["state"].as_str() {
+        Some("good" | "fair") => Ok(found
+            .rsplit_once(" (")
+            .map_or(found, |(path, _)| path)
+            .into()),
+        _ => Err(format!(
+            "{found}; set APPPOT_TEST_KERNEL or install the package user-mode-linux"
+        )),
+    }
+}
+
+fn find_user(is_root: bool) -> Result<User, String> {
+    let wanted = match is_root {
+        true => std::env::var("APPPOT_TEST_USER").unwrap_or_else(|_| String::from("apppot-test")),
+        false => nix::unistd::geteuid().to_string(),
+    };
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let line = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.len() == 7 && (fields[0] == wanted || fields[2] == wanted))
+        .ok_or_else(|| {
+            format!("there is no user {wanted} to run machines as ('make test' makes it)")
+        })?;
+    let groups = processes::output(Command::new("id").args(["-G", line[0]]));
+    let groups = String::from_utf8_lossy(&groups.stdout);
+    Ok(User {
+        name: line[0].to_owned(),
+        uid: line[2].parse().unwrap(),
+        gid: line[3].parse().unwrap(),
+        groups: groups
+            .split_whitespace()
+            .map(|gid| gid.parse().unwrap())
+            .collect(),
+    })
+}
+
+/// `path`, or a copy of it where the user gets to: our files may be below a private home directory.
+fn lend(site: &Site, path: &Path, name: &str) -> PathBuf {
+    let mut test = Command::new("test");
+    processes::as_user(&mut test, site);
+    if processes::output(test.arg("-r").arg(path)).status.success() {
+        return path.to_owned();
+    }
+    let copy = site.stage.join(name);
+    tools::copy_sparse(path, &copy);
+    copy
+}
+
+const PREFIX: &str = "apppot-e2e-";
+
+fn make_stage() -> PathBuf {
+    let base = Path::new("/var/tmp");
+    remove_stale(base);
+    let stage = base.join(format!("{PREFIX}{}", std::process::id()));
+    std::fs::create_dir(&stage).unwrap();
+    std::fs::set_permissions(&stage, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // SAFETY: the function takes nothing and does not unwind.
+    unsafe { libc::atexit(remove_stage) };
+    stage
+}
+
+extern "C" fn remove_stage() {
+    if let Some(site) = site() {
+        let _ = std::fs::remove_dir_all(&site.stage);
+    }
+}
+
+/// What a test process that was killed has left.
+fn remove_stale(base: &Path) {
+    for entry in std::fs::read_dir(base).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).filter(|pid| !pid.is_empty());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! A session on a terminal.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ExitStatus};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::termios::{tcgetattr, LocalFlags, Termios};
+
+use crate::support::{eventually, processes, Job, Run};
+
+/// `apppot` on a terminal of its own, which we hold the other end of.
+struct Session {
+    child: Child,
+    master: File,
+    slave: OwnedFd,
+    seen: Arc<Mutex<Vec<u8>>>,
+    before: Termios,
+}
+
+impl Session {
+    fn start(run: &Run, rows: u16, columns: u16) -> Self {
+        let (mut master, mut slave) = (0, 0);
+        let mut size = winsize(rows, columns);
+        let none = std::ptr::null_mut();
+        // SAFETY: two descriptors are written, the size is read.
+        let result =
+            unsafe { libc::openpty(&mut master, &mut slave, none, none.cast(), &mut size) };
+        assert_eq!(result, 0, "openpty");
+        // SAFETY: new descriptors, which nobody else owns.
+        let (master, slave): (File, OwnedFd) = unsafe {
+            use std::os::fd::FromRawFd;
+            (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave))
+        };
+        for fd in [master.as_raw_fd(), slave.as_raw_fd()] {
+            // SAFETY: open descriptors.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+        let before = tcgetattr(&slave).unwrap();
+        let mut command = run.command();
+        command
+            .stdin(slave.try_clone().unwrap())
+            .stdout(slave.try_clone().unwrap())
+            .stderr(slave.try_clone().unwrap());
+        // SAFETY: only async-signal-safe calls.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                libc::ioctl(0, libc::TIOCSCTTY, 0);
+                Ok(())
+            });
+        }
+        let child = processes::spawn(&mut command).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (mut reader, shared) = (master.try_clone().unwrap(), Arc::clone(&seen));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len @ 1..) = reader.read(&mut buffer) {
+                shared.lock().unwrap().extend_from_slice(&buffer[..len]);
+            }
+        });
+        Session {
+            child,
+            master,
+            slave,
+            seen,
+            before,
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.seen.lock().unwrap()).into_owned()
+    }
+
+    fn until_it_shows(&self, text: &str) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !self.text().contains(text) {
+            assert!(Instant::now() < end, "no {text:?} in {:?}", self.text());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Changes the window's size, as a terminal emulator does.
+    fn resize(&self, rows: u16, columns: u16) {
+        let size = winsize(rows, columns);
+        // SAFETY: TIOCSWINSZ reads a winsize.
+        assert_eq!(
+            unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) },
+            0
+        );
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.slave)
+            .unwrap()
+            .local_flags
+            .contains(LocalFlags::ECHO)
+    }
+
+    fn is_restored(&self) -> bool {
+        tcgetattr(&self.slave).unwrap() == self.before
+    }
+
+    fn finish(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually(
+            &format!("an end: {:?}", self.text()),
+            Duration::from_secs(20),
+            || {
+                status = self.child.try_wait().unwrap();
+                status.is_some()
+            },
+        );
+        processes::assert_no_orphans();
+        status.unwrap()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn winsize(rows: u16, columns: u16) -> libc::winsize {
+    libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+#[test]
+fn size_type_and_status() {
+    let Some(job) = Job::new() else { return };
+    let script = "stty size; test -t 0 && test -t 1 && test -t 2 && echo $TERM; exit 37";
+    let run = job.sh(script).env("TERM", "xterm-test");
+    let mut session = Session::start(&run, 33, 77);
+    assert_eq!(session.finish().code(), Some(37));
+    session.until_it_shows("33 77\r\nxterm-test\r\n");
+    assert!(session.is_restored());
+}
+
+#[test]
+fn a_resized_window() {
+    let Some(job) = Job::new() else { return };
+    let script = "trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done";
+    let mut session = Session::start(&job.sh(script), 24, 80);
+    session.until_it_shows("ready");
+    session.resize(50, 132);
+    session.until_it_shows("50 132");
+    session.type_in("\x03");
+    assert_eq!(session.finish().code(), Some(130));
+    assert!(session.is_restored());
+}
+
+#[test]
+fn keys_are_the_commands() {
+    let Some(job) = Job::new() else { return };
+    let script =
+        "trap 'echo interrupted >got; exit 5' INT; echo ready; while :; do sleep 0.05; done";
+    let mut session = Session::start(&job.sh(script), 24, 80);
+    session.until_it_shows("ready");
+    assert!(session.is_raw());
+    session.type_in("\x03");
+    assert_eq!(session.finish().code(), Some(5));
+    assert_eq!(job.read("got"), "interrupted\n");
+    assert!(session.is_restored());
+}
+
+#[test]
+fn a_shell_with_line_editing_and_end_of_file() {
+    let Some(job) = Job::new() else { return };
+    let mut session = Session::start(&job.apppot(&["shell"]), 24, 80);
+    session.type_in("echo $((6*7))-in-$PWD\n");
+    session.until_it_shows(&format!("42-in-{}", job.path().display()));
+    session.type_in("cat\nline typed\n");
+    session.until_it_shows("line typed\r\nline typed\r\n");
+    session.type_in("\x04");
+    session.type_in("exit 6\n");
+    assert_eq!(session.finish().code(), Some(6));
+    assert!(session.is_restored());
+}
+
+#[test]
+fn is_restored_when_the_launcher_is_killed() {
+    let Some(job) = Job::new() else { return };
+    let run = job.sh("echo ready; exec sleep 1000");
+    let mut session = Session::start(&run, 24, 80);
+    session.until_it_shows("ready");
+    eventually("raw mode", Duration::from_secs(5), || session.is_raw());
+    session.child.kill().unwrap();
+    assert_eq!(session.finish().signal(), Some(libc::SIGKILL));
+    eventually("the terminal is restored", Duration::from_secs(5), || {
+        session.is_restored()
+    });
+}
+
+#[test]
+fn is_restored_when_the_machine_dies() {
+    let Some(job) = Job::new() else { return };
+    let script = "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100";
+    let mut session = Session::start(&job.sh(script).with(&["--root"]), 24, 80);
+    assert_eq!(session.finish().code(), Some(125));
+    session.until_it_shows("panic");
+    assert!(session.is_restored());
+}
+
+#[test]
+fn by_option() {
+    let Some(job) = Job::new() else { return };
+    // Without a terminal on this side.
+    job.sh("test -t 0 && echo terminal")
+        .with(&["--tty"])
+        .go()
+        .exits(0)
+        .shows(&["terminal"]);
+    // Against the one on this side.
+    let run = job.sh("test -t 0 || echo none").with(&["--no-tty"]);
+    let mut session = Session::start(&run, 24, 80);
+    session.until_it_shows("none");
+    assert_eq!(session.finish().code(), Some(0));
+}
