@@ -71,6 +71,8 @@ impl JobDirectory {
             Some(path) => current()?.join(path),
             None => current()?,
         };
+        // Without the "." of `--workdir .`
+        let known_as: PathBuf = known_as.components().collect();
         let context = || format!("cannot use the job directory '{}'", known_as.display());
         let real = std::fs::canonicalize(&known_as).with_context(context)?;
         if !real.is_dir() {

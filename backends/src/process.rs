@@ -311,7 +311,7 @@ fn wait_for_end(pipe: OwnedFd) -> Option<libc::pid_t> {
 }
 
 /// Kills every process of a group; there may be none left.
-fn kill_group(group: libc::pid_t) {
+pub(crate) fn kill_group(group: libc::pid_t) {
     // SAFETY: kill takes no pointers; the group is neither this process's own nor "all".
     unsafe { libc::kill(-group, libc::SIGKILL) };
 }

@@ -269,13 +269,13 @@ fn make_home(root: &Path, identity: &Identity, was: Option<u32>) -> io::Result<(
 }
 
 /// Gives what belonged to `was` to the account, staying on the appliance's filesystem: a directory
-/// of the host may be mounted below.
+/// of the host may be mounted below. (In an overlay only directories share a device number.)
 fn give(path: &Path, was: u32, identity: &Identity) -> io::Result<()> {
     let device = fs::symlink_metadata(path)?.dev();
     let mut waiting = vec![path.to_owned()];
     while let Some(path) = waiting.pop() {
         let metadata = fs::symlink_metadata(&path)?;
-        if metadata.dev() != device {
+        if metadata.is_dir() && metadata.dev() != device {
             continue;
         }
         if metadata.uid() == was {

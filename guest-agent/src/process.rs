@@ -1,9 +1,10 @@
 //! The command as a process: its streams, its user, its terminal.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -70,22 +71,23 @@ fn spawn(
     identity: &Identity,
     contract: &Contract,
 ) -> io::Result<Running> {
+    // The standard library's part ends before the exec: glibc's execvp, which it uses, hands
+    // whatever the kernel refuses to a shell.
+    let image = Image::new(program, environment)?;
     let mut command = Command::new(&program.path);
-    command
-        .arg0(&program.argv[0])
-        .args(&program.argv[1..])
-        .env_clear()
-        .envs(environment.iter().map(|(name, value)| (name, value)))
-        .current_dir(&contract.jobdir);
+    command.current_dir(&contract.jobdir);
     let streams = match &contract.terminal {
         Some(terminal) => Streams::terminal(&mut command, terminal, identity)?,
         None => Streams::pipes(&mut command, &contract.stdin)?,
     };
     let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups.clone());
     let (umask, has_terminal) = (contract.umask, contract.terminal.is_some());
-    // SAFETY: the closure makes only async-signal-safe calls.
+    // SAFETY: the closure makes only async-signal-safe calls, and allocates nothing.
     unsafe {
-        command.pre_exec(move || become_user(uid, gid, &groups, umask, has_terminal));
+        command.pre_exec(move || {
+            become_user(uid, gid, &groups, umask, has_terminal)?;
+            Err(image.execute())
+        });
     }
     let child = command.spawn()?;
     Ok(Running {
@@ -122,6 +124,48 @@ fn become_user(uid: u32, gid: u32, groups: &[u32], umask: u32, terminal: bool) -
         check(libc::setuid(uid))?;
     }
     Ok(())
+}
+
+/// What execve(2) takes, made before the fork.
+struct Image {
+    path: CString,
+    /// Kept for the pointers into them.
+    _strings: Vec<CString>,
+    argv: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+}
+
+// SAFETY: the pointers are into strings that the same value owns and nobody changes.
+unsafe impl Send for Image {}
+// SAFETY: as above; there is no interior mutability.
+unsafe impl Sync for Image {}
+
+impl Image {
+    fn new(program: &Program, environment: &[(OsString, OsString)]) -> io::Result<Self> {
+        let argv = program.argv.iter().map(|arg| CString::new(arg.as_bytes()));
+        let env = environment
+            .iter()
+            .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()));
+        let strings = argv.chain(env).collect::<Result<Vec<_>, _>>()?;
+        let pointers = |strings: &[CString]| {
+            let pointers = strings.iter().map(|string| string.as_ptr());
+            pointers.chain([std::ptr::null()]).collect()
+        };
+        let (argv, env) = strings.split_at(program.argv.len());
+        Ok(Image {
+            path: CString::new(program.path.as_os_str().as_bytes())?,
+            argv: pointers(argv),
+            env: pointers(env),
+            _strings: strings,
+        })
+    }
+
+    /// Returns only when the kernel refuses.
+    fn execute(&self) -> io::Error {
+        // SAFETY: NUL-terminated strings in NULL-terminated arrays, all alive.
+        unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) };
+        io::Error::last_os_error()
+    }
 }
 
 struct Streams {

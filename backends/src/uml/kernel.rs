@@ -4,11 +4,12 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::process::wait_readable;
+use crate::process::{self, wait_readable};
 use crate::{Error, Result};
 
 /// Whether a kernel has something.
@@ -207,11 +208,12 @@ fn show_config(path: &Path) -> std::result::Result<String, String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .process_group(0)
         .spawn()
         .map_err(|error| error.to_string())?;
     let text = child.stdout.take().map(read_soon);
     // It has printed all or will be asked no more; either way it is of no further use.
-    let _ = child.kill();
+    process::kill_group(child.id() as libc::pid_t);
     let _ = child.wait();
     let text = text.transpose().map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned())
