@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../setup/lib.sh"
 
 # On top of Debian's essential packages.
-packages=(login mount passwd procps sudo)
+packages=(login mount passwd procps sudo systemd-sysv)
 size=512M
 # Same inputs, same filesystem: its identifiers do not change with every build.
 uuid=7d2b7e0a-3f57-4c1c-9d36-0b1f2f4a6a10

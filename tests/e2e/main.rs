@@ -26,6 +26,7 @@ mod options;
 mod refusals;
 mod status;
 mod streams;
+mod system;
 mod terminal;
 mod users;
 mod workload;

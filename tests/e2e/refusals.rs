@@ -129,7 +129,7 @@ fn memory_that_has_no_place() {
 #[test]
 fn kernels() {
     let Some(job) = Job::new() else { return };
-    job.script("hangs", "#!/bin/sh\nsleep 100\n");
+    job.script("hangs", "#!/bin/sh\nexec sleep 100\n");
     job.script("lies", "#!/bin/sh\necho '# Linux/um'\n");
     for (kernel, names) in [
         (

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Input, Job};
+use crate::support::{Input, Job, PANIC, PANIC_OPTIONS};
 
 #[test]
 fn the_commands_own() {
@@ -114,32 +114,36 @@ fn a_time_limit_shorter_than_the_boot() {
 #[test]
 fn a_panic_of_the_guest_shows_the_console() {
     let Some(job) = Job::new() else { return };
-    let script = "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100";
-    let done = job.sh(script).with(&["--root"]).limit(30).go();
-    done.exits(125)
-        .says(&["without reporting", "console's last lines", "panic"]);
+    let done = job.sh(PANIC).with(&PANIC_OPTIONS).limit(30).go();
+    done.exits(125).says(&[
+        "without reporting",
+        "console's last lines",
+        "Kernel panic",
+        "panicked",
+    ]);
+}
+
+/// reboot(2), by number: a program of that name would ask an init that is not there.
+fn reboot(how: &str) -> String {
+    format!("echo once >>ran; perl -e 'syscall(169, 0xfee1dead, 672274793, {how})'; sleep 100")
 }
 
 #[test]
 fn a_guest_that_powers_off_by_itself_is_a_failure() {
     let Some(job) = Job::new() else { return };
-    let script =
-        "echo 1 >/proc/sys/kernel/sysrq; echo once >>ran; echo o >/proc/sysrq-trigger; sleep 100";
-    job.sh(script)
-        .with(&["--root"])
-        .limit(30)
-        .go()
-        .exits(125)
-        .says(&["without"]);
+    let run = job.sh(&reboot("0x4321fedc")).with(&["--root"]).limit(30);
+    run.go().exits(125).says(&["powered off without a report"]);
     assert_eq!(job.read("ran"), "once\n");
 }
 
 #[test]
 fn a_reboot_does_not_run_the_job_again() {
     let Some(job) = Job::new() else { return };
-    let script =
-        "echo 1 >/proc/sys/kernel/sysrq; echo once >>ran; echo b >/proc/sysrq-trigger; sleep 100";
-    job.sh(script).with(&["--root"]).limit(30).go().exits(125);
+    job.sh(&reboot("0x1234567"))
+        .with(&["--root"])
+        .limit(30)
+        .go()
+        .exits(125);
     assert_eq!(job.read("ran"), "once\n");
 }
 

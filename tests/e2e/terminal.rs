@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::termios::{tcgetattr, LocalFlags, Termios};
 
-use crate::support::{eventually, processes, Job, Run};
+use crate::support::{eventually, processes, Job, Run, PANIC, PANIC_OPTIONS};
 
 /// `apppot` on a terminal of its own, which we hold the other end of.
 struct Session {
@@ -208,8 +208,7 @@ fn is_restored_when_the_launcher_is_killed() {
 #[test]
 fn is_restored_when_the_machine_dies() {
     let Some(job) = Job::new() else { return };
-    let script = "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100";
-    let mut session = Session::start(&job.sh(script).with(&["--root"]), 24, 80);
+    let mut session = Session::start(&job.sh(PANIC).with(&PANIC_OPTIONS), 24, 80);
     assert_eq!(session.finish().code(), Some(125));
     session.until_it_shows("panic");
     assert!(session.is_restored());

@@ -12,6 +12,11 @@ pub(crate) use self::site::{debian_image, site, Site};
 
 use std::time::{Duration, Instant};
 
+/// Makes the guest's kernel panic: memory runs out, and it has been told not to bear that. To be run
+/// with [`PANIC_OPTIONS`].
+pub(crate) const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; tail /dev/zero; sleep 100";
+pub(crate) const PANIC_OPTIONS: [&str; 3] = ["--root", "--memory", "64M"];
+
 /// Waits until `condition` holds; panics with `what` when it does not in `limit`.
 pub(crate) fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
