@@ -116,6 +116,7 @@ pub struct Usable {
 
 /// What a backend would start.
 #[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Rendered {
     /// The backend's name.
     pub backend: &'static str,
@@ -133,6 +134,7 @@ pub struct Rendered {
 
 /// What was started, for the report and for `-v`.
 #[derive(Debug, Clone, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Facts {
     /// The backend's name.
     pub backend: &'static str,

@@ -116,6 +116,8 @@ fn prepare(
             libc::_exit(127);
         }
         check(libc::setsid())?;
+        // UML wants fixed addresses, and would otherwise execute itself once more to have them.
+        libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
         // The guest's own mask decides on the modes of files that it makes on the host.
         libc::umask(0);
         let mut none: libc::sigset_t = std::mem::zeroed();

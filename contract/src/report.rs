@@ -44,15 +44,34 @@ pub enum Outcome {
 /// What the job used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub struct Usage {
     /// From the start of the command to its end.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "elapsed-ms", serialize_with = "millis")
+    )]
     pub elapsed: Duration,
     /// CPU time in user mode, of the command and its waited-for descendants.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "user-ms", serialize_with = "millis")
+    )]
     pub user: Duration,
     /// CPU time in the guest's kernel.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "system-ms", serialize_with = "millis")
+    )]
     pub system: Duration,
     /// Largest resident set of one process, KiB.
     pub max_rss_kib: u64,
+}
+
+/// Durations are milliseconds in JSON.
+#[cfg(feature = "serde")]
+fn millis<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64() * 1e3)
 }
 
 /// The agent's last words: a document of tokens under the first line `#apppot-report/1`.

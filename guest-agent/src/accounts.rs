@@ -306,6 +306,26 @@ fn allow_sudo(root: &Path, name: &str) -> io::Result<()> {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o440))
 }
 
+/// The guest's host name: the contract's, but an image that is written into keeps its own, for its
+/// `/etc/hosts` stays as it is.
+pub(crate) fn hostname(root: &Path, contract: &Contract) -> Option<String> {
+    let kept = contract
+        .root
+        .as_ref()
+        .is_some_and(|root| root.writes == Writes::Device);
+    let own = || {
+        read(&root.join("etc/hostname"))
+            .ok()?
+            .split_whitespace()
+            .next()
+            .map(String::from)
+    };
+    match kept {
+        true => own().or_else(|| contract.hostname.clone()),
+        false => contract.hostname.clone(),
+    }
+}
+
 /// Programs look up their own host's name.
 fn know_own_name(root: &Path, hostname: Option<&str>) -> io::Result<()> {
     let Some(hostname) = hostname else {

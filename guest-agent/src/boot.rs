@@ -26,7 +26,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     mounts::root(contract.root.as_ref())?;
     mounts::system().step("mounting the system directories")?;
     mounts::enter_root().step("entering the root filesystem")?;
-    if let Some(hostname) = &contract.hostname {
+    if let Some(hostname) = accounts::hostname(Path::new("/"), &contract) {
         nix::unistd::sethostname(hostname).step("setting the host name")?;
     }
     if contract.boot == Boot::System {

@@ -12,7 +12,7 @@ use crate::outcome::printable;
 /// Bytes that are kept, the last ones.
 const KEPT: usize = 64 << 10;
 /// Lines that an error shows.
-const SHOWN: usize = 25;
+const SHOWN: usize = 20;
 
 /// The console of one machine.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Console {
         self.kept.drain(..excess);
     }
 
-    /// The last lines, made printable.
+    /// The lines that matter, made printable: a panic with what follows, else the last ones.
     pub(crate) fn tail(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.kept.iter().copied().collect();
         let text = printable(&bytes);
@@ -80,7 +80,9 @@ impl Console {
             .lines()
             .filter(|line| !line.trim().is_empty())
             .collect();
-        let first = lines.len().saturating_sub(SHOWN);
-        lines[first..].iter().map(|&line| line.to_owned()).collect()
+        let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+        let first = panic.unwrap_or(lines.len().saturating_sub(SHOWN));
+        let shown = lines[first..].iter().take(SHOWN);
+        shown.map(|&line| line.to_owned()).collect()
     }
 }

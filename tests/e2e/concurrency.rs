@@ -74,7 +74,7 @@ fn machines_are_spread_over_the_hosts_cpus() {
         .map(|number| {
             let report: serde_json::Value =
                 serde_json::from_str(&job.read(&format!("report{number}"))).unwrap();
-            report["machine"]["pinned_to"].to_string()
+            report["machine"]["pinned-to"].to_string()
         })
         .collect();
     assert_eq!(reported, bound);

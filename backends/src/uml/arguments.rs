@@ -67,12 +67,13 @@ pub(crate) fn ring() -> String {
     format!("ubd1rc={}", descriptor_path(descriptor::RING))
 }
 
-/// The consoles lead nowhere (kernel messages go to standard error when there is a panic); the
-/// first serial line is the link.
+/// The first console is the kernel's standard error, where a panic is to be read; the first serial
+/// line is the link. The others lead nowhere.
 pub(crate) fn lines() -> Vec<String> {
     vec![
         String::from("con=null"),
         String::from("ssl=null"),
+        String::from("con0=null,fd:2"),
         format!("ssl0=fd:{}", descriptor::LINK),
     ]
 }
@@ -132,7 +133,10 @@ mod tests {
             "ubd0c=/proc/self/fd/103,/proc/self/fd/102"
         );
         assert_eq!(ring(), "ubd1rc=/proc/self/fd/104");
-        assert_eq!(lines(), ["con=null", "ssl=null", "ssl0=fd:100"]);
+        assert_eq!(
+            lines(),
+            ["con=null", "ssl=null", "con0=null,fd:2", "ssl0=fd:100"]
+        );
     }
 
     #[test]
