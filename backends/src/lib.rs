@@ -90,6 +90,8 @@ pub struct Link {
     /// The contract's document, to be sent after the agent's hello, when it did not go by the
     /// command line.
     pub document: Option<String>,
+    /// Bytes that may be on their way to the agent at once, when the link stalls on more.
+    pub capacity: Option<usize>,
     /// The ring for standard input, when the contract names one.
     pub ring: Option<Ring>,
 }

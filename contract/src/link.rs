@@ -17,6 +17,9 @@ pub const MAX_PAYLOAD: usize = 64 << 10;
 /// Bytes of one stream that may be under way at once.
 pub const WINDOW: usize = 1 << 20;
 
+/// The agent says that it has read bytes of the link before there are as many as this of them.
+pub const ACKNOWLEDGED: usize = 1 << 10;
+
 /// Bytes before a payload.
 pub const HEADER: usize = 5;
 
@@ -55,6 +58,9 @@ pub enum Frame<'a> {
     Stderr(&'a [u8]),
     /// Either side: so many bytes of a stream have been consumed.
     Credit(Stream, u32),
+    /// Agent: so many bytes of the link, headers included, have been read since the last such frame.
+    /// Sent after every [`ACKNOWLEDGED`] bytes at the latest, for links that lose what nobody reads.
+    Received(u32),
     /// Launcher: nobody reads this output stream any more; close it, as a pipe whose reader is gone.
     Close(Stream),
     /// Launcher: the terminal's new size.
@@ -91,6 +97,7 @@ mod kind {
     pub(super) const LOG: u8 = 12;
     pub(super) const REPORT: u8 = 13;
     pub(super) const CLOSE: u8 = 14;
+    pub(super) const RECEIVED: u8 = 15;
 }
 
 impl<'a> Frame<'a> {
@@ -124,6 +131,7 @@ impl<'a> Frame<'a> {
             }
             Frame::Signal(number) => put(out, kind::SIGNAL, &[&[number]]),
             Frame::Close(stream) => put(out, kind::CLOSE, &[&[stream.number()]]),
+            Frame::Received(bytes) => put(out, kind::RECEIVED, &[&bytes.to_be_bytes()]),
             Frame::Shutdown => put(out, kind::SHUTDOWN, &[]),
             Frame::Log(text) => put(out, kind::LOG, &[&text[..text.len().min(MAX_PAYLOAD)]]),
             Frame::Report(text) => put(out, kind::REPORT, &[text]),
@@ -175,6 +183,9 @@ impl<'a> Frame<'a> {
                 [stream] => Frame::Close(Stream::from_number(stream).ok_or(malformed)?),
                 _ => return Err(malformed),
             },
+            kind::RECEIVED => Frame::Received(u32::from_be_bytes(
+                payload.try_into().map_err(|_| malformed)?,
+            )),
             kind::SHUTDOWN if payload.is_empty() => Frame::Shutdown,
             kind::LOG => Frame::Log(payload),
             kind::REPORT => Frame::Report(payload),

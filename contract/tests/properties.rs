@@ -357,6 +357,7 @@ fn frame() -> impl Strategy<Value = OwnedFrame> {
         (proptest::sample::select(streams), any::<u32>())
             .prop_map(|(stream, bytes)| Frame::Credit(stream, bytes)),
         Just(Frame::Close(Stream::Stdout)),
+        any::<u32>().prop_map(Frame::Received),
     ];
     prop_oneof![
         (proptest::sample::select(carries), vec(any::<u8>(), 0..300))

@@ -105,6 +105,7 @@ fn the_table_of_frames_is_the_code_s() {
         Frame::Shutdown,
         Frame::Log(b""),
         Frame::Report(b""),
+        Frame::Received(0),
         Frame::Close(apppot_contract::link::Stream::Stdout),
     ];
     for frame in frames {
@@ -114,7 +115,7 @@ fn the_table_of_frames_is_the_code_s() {
         assert!(PAGE.contains(&row), "{row}");
     }
     let mut decoder = Decoder::default();
-    decoder.feed(&[15, 0, 0, 0, 0]);
+    decoder.feed(&[16, 0, 0, 0, 0]);
     decoder
         .next()
         .expect_err("a type that the page does not have");

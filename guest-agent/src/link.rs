@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use apppot_contract::link::{Decoder, Frame, LinkError, HEADER, MAX_PAYLOAD, PROTOCOL};
+use apppot_contract::link::{
+    Decoder, Frame, LinkError, ACKNOWLEDGED, HEADER, MAX_PAYLOAD, PROTOCOL,
+};
 use apppot_contract::{document, Contract};
 use nix::sys::termios;
 
@@ -15,6 +17,8 @@ pub(crate) struct Link {
     device: File,
     decoder: Decoder,
     input: Vec<u8>,
+    /// Bytes read that the launcher has not been told of.
+    received: usize,
 }
 
 impl Link {
@@ -44,6 +48,7 @@ impl Link {
             device: file,
             decoder: Decoder::default(),
             input: vec![0; MAX_PAYLOAD],
+            received: 0,
         })
     }
 
@@ -65,6 +70,12 @@ impl Link {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.decoder.feed(&self.input[..len]);
+        self.received += len;
+        if self.received >= ACKNOWLEDGED {
+            // One read is at most a frame's payload.
+            let received = std::mem::take(&mut self.received) as u32;
+            self.send(&Frame::Received(received))?;
+        }
         Ok(())
     }
 

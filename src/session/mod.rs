@@ -106,7 +106,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let started = Instant::now();
         let console = Console::new(machine.console(), terms.show_console)?;
-        let sender = Sender::start(link.stream.try_clone()?)?;
+        let sender = Sender::start(link.stream.try_clone()?, link.capacity)?;
         let kill_at = match terms.deadline {
             Some(deadline) => deadline + terms.grace + terms.last_words,
             None => started + BOOT_PATIENCE,
@@ -228,6 +228,10 @@ impl<'a> Session<'a> {
                 if let Some(input) = &self.input {
                     input.credit(bytes);
                 }
+                Ok(())
+            }
+            Frame::Received(bytes) => {
+                self.sender.received(bytes);
                 Ok(())
             }
             Frame::Log(text) => {

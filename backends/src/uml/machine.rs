@@ -92,6 +92,7 @@ impl UmlMachine {
             link: Some(Link {
                 stream: ours,
                 document: plan.document,
+                capacity: (!plan.kernel.is_ours()).then_some(SERIAL_LINE),
                 ring,
             }),
             console: Some(console.into()),
@@ -99,6 +100,11 @@ impl UmlMachine {
         })
     }
 }
+
+/// What a serial line of a stock UML kernel takes. Its terminal holds 4095 bytes; with less than 128
+/// left it is throttled, and the driver never takes it up again (line_throttle in
+/// arch/um/drivers/line.c; our kernel's patch 0011 mends it).
+const SERIAL_LINE: usize = 3 << 10;
 
 /// The descriptors that the kernel inherits.
 #[derive(Default)]

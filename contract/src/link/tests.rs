@@ -1,7 +1,7 @@
 use super::*;
 
 /// Every type, with the bytes that stand on the wire for it.
-const FRAMES: [(Frame, &[u8]); 14] = [
+const FRAMES: [(Frame, &[u8]); 15] = [
     (
         Frame::Hello {
             protocol: 1,
@@ -31,6 +31,7 @@ const FRAMES: [(Frame, &[u8]); 14] = [
     ),
     (Frame::Signal(15), b"\x0a\0\0\0\x01\x0f"),
     (Frame::Shutdown, b"\x0b\0\0\0\0"),
+    (Frame::Received(258), b"\x0f\0\0\0\x04\0\0\x01\x02"),
     (Frame::Close(Stream::Stderr), b"\x0e\0\0\0\x01\x02"),
     (Frame::Log(b"\xff"), b"\x0c\0\0\0\x01\xff"),
     (Frame::Report(b"#"), b"\x0d\0\0\0\x01#"),
@@ -123,7 +124,7 @@ fn a_long_log_is_cut_off() {
 
 #[test]
 fn unknown_types_are_errors() {
-    for kind in [0, 15, 255] {
+    for kind in [0, 16, 255] {
         let mut decoder = Decoder::default();
         decoder.feed(&raw(kind, b"x"));
         assert_eq!(decoder.next(), Err(LinkError::UnknownType { kind }));
