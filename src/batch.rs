@@ -11,6 +11,19 @@ pub(crate) fn grant() -> Vec<(Origin, Values)> {
     grant_from(|name| std::env::var(name).ok())
 }
 
+/// Whether this process is part of a batch job.
+pub(crate) fn is_job() -> bool {
+    [
+        "SLURM_JOB_ID",
+        "PBS_JOBID",
+        "SGE_ROOT",
+        "_CONDOR_JOB_AD",
+        "LSB_JOBID",
+    ]
+    .iter()
+    .any(|name| std::env::var_os(name).is_some())
+}
+
 fn grant_from(variable: impl Fn(&str) -> Option<String>) -> Vec<(Origin, Values)> {
     let number = |name: &str| -> Option<u64> { variable(name)?.trim().parse().ok() };
     let mut layers = Vec::new();

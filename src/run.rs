@@ -165,6 +165,7 @@ fn specify(
         contract,
         containment: config.containment.value,
         seccomp: config.seccomp.value,
+        trim_resident: crate::batch::is_job(),
         extra: args.extra.clone(),
     })
 }

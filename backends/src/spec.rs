@@ -32,6 +32,8 @@ pub struct MachineSpec {
     pub containment: Containment,
     /// Whether UML may use its seccomp mode.
     pub seccomp: Seccomp,
+    /// Whether the sum of the processes' resident sets is kept low: batch systems add them up.
+    pub trim_resident: bool,
     /// Raw words at the end of the kernel command line.
     pub extra: Vec<OsString>,
 }

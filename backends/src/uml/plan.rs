@@ -231,6 +231,9 @@ fn kernel_words(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<String>> {
             matches!(spec.writes, Writes::Overlay(_)),
         ));
     }
+    if spec.trim_resident && kernel.is_ours() {
+        words.push(String::from("rss_trim=1"));
+    }
     let seccomp = spec.seccomp == Seccomp::Auto && kernel.has_seccomp();
     if seccomp {
         words.push(String::from("seccomp=on"));

@@ -66,6 +66,7 @@ impl Place {
             },
             containment: Containment::Off,
             seccomp: Seccomp::Auto,
+            trim_resident: false,
             extra: vec!["loglevel=7".into()],
         }
     }
@@ -130,6 +131,17 @@ fn what_the_kernel_lacks_is_said() {
     spec.cpus = 1;
     spec.image.filesystem = Some("squashfs");
     assert!(refusal(&spec).contains("filesystem 'squashfs'"));
+}
+
+#[test]
+fn in_a_batch_job_resident_memory_is_kept_low() {
+    for (config, trimmed) in [(OURS, true), (OLD, false)] {
+        let place = Place::new(config);
+        let mut spec = place.spec();
+        spec.writes = Writes::Image;
+        spec.trim_resident = true;
+        assert_eq!(place.shown(&spec).contains("\nrss_trim=1\n"), trimmed);
+    }
 }
 
 #[test]
