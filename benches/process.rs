@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
+use nix::sys::resource::{getrusage, UsageWho};
+use nix::sys::time::TimeValLike;
 use nix::unistd::{Gid, Uid};
 
 /// The account of the ordinary user that everything runs as when the benchmark itself is root's.
@@ -58,6 +60,8 @@ pub(crate) struct Run {
 pub(crate) struct Ended {
     /// From before fork to after wait.
     pub(crate) wall: Duration,
+    /// CPU time of the process and of those that it has waited for.
+    pub(crate) cpu: Duration,
     /// How.
     pub(crate) status: ExitStatus,
     /// What it wrote, unless it was listened to.
@@ -205,10 +209,12 @@ impl Running {
     /// # Errors
     /// As wait(2).
     pub(crate) fn finish(mut self) -> Result<Ended> {
+        let before = cpu_of_the_dead()?;
         let status = self.child.wait()?;
         let wall = self.start.elapsed();
         Ok(Ended {
             wall,
+            cpu: cpu_of_the_dead()?.saturating_sub(before),
             status,
             stdout: self.output(),
             stderr: content(&mut self.stderr),
@@ -236,6 +242,15 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// CPU time of all children that have ended and been waited for, so far.
+fn cpu_of_the_dead() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let time = usage.user_time() + usage.system_time();
+    Ok(Duration::from_micros(u64::try_from(
+        time.num_microseconds(),
+    )?))
 }
 
 /// Everything in a file that others write. The writers share the offset, so it is left where it was.

@@ -15,6 +15,9 @@ pub(crate) type Readings = Vec<(&'static str, f64)>;
 /// The reading of candidates that have only one.
 pub(crate) const WALL: &str = "wall";
 
+/// CPU time, which other people's work changes least.
+pub(crate) const CPU: &str = "cpu";
+
 /// Something that is measured beside others.
 pub(crate) trait Candidate {
     /// Its name in the results.

@@ -5,10 +5,11 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::lab::{Kernel, Lab};
+use crate::process::Ended;
 use crate::process::Run;
-use crate::rounds::{Candidate, Readings, WALL};
+use crate::rounds::{Candidate, Readings, CPU, WALL};
 
-/// A command whose wall time is its only reading.
+/// A command that is timed.
 pub(crate) struct Timed {
     name: String,
     run: Run,
@@ -30,9 +31,12 @@ impl Candidate for Timed {
     }
 
     fn turn(&mut self) -> Result<Readings> {
-        let ended = self.run.succeed()?;
-        Ok(vec![(WALL, ended.millis())])
+        Ok(readings(&self.run.succeed()?))
     }
+}
+
+fn readings(ended: &Ended) -> Readings {
+    vec![(WALL, ended.millis()), (CPU, ended.cpu.as_secs_f64() * 1e3)]
 }
 
 /// A kernel that boots a trivial static init from a directory, by hand, as fast as it can: the
@@ -90,8 +94,7 @@ impl Candidate for Floor {
     fn turn(&mut self) -> Result<Readings> {
         self.turns += 1;
         self.run.cpu = Some(self.turns % self.cpus);
-        let ended = self.run.succeed()?;
-        Ok(vec![(WALL, ended.millis())])
+        Ok(readings(&self.run.succeed()?))
     }
 }
 

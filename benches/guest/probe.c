@@ -111,12 +111,12 @@ static void processes(void)
 	print("process", (now() - start) / n * 1e6);
 }
 
-/* Milliseconds of a fixed amount of computing, in the caches: integers and floating point. */
-static void computing(void)
+/* A fixed amount of computing, in the caches: integers and floating point. */
+static double compute_once(void)
 {
 	static uint32_t table[4096];
 	uint32_t x = 12345;
-	double sum = 0, start = now();
+	double sum = 0;
 
 	for (long i = 0; i < 60L * 1000 * 1000; i++) {
 		x ^= x << 13;
@@ -125,7 +125,24 @@ static void computing(void)
 		table[x & 4095] += x;
 		sum = sum * 0.999 + table[(x >> 12) & 4095];
 	}
-	print("compute", (now() - start) * 1e3 + (sum == 0.5));
+	return sum;
+}
+
+/* Milliseconds: the best of three, since other people's work can only slow it down. */
+static void computing(void)
+{
+	volatile double result;
+	double best = 1e9;
+
+	for (int i = 0; i < 3; i++) {
+		double start = now();
+		result = compute_once();
+		double time = now() - start;
+		if (time < best)
+			best = time;
+	}
+	(void)result;
+	print("compute", best * 1e3);
 }
 
 static const char *in(const char *directory, const char *name, int number)

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::Measure;
 use crate::lab::{Lab, MEMORY_MIB};
 use crate::peers;
-use crate::rounds::{Candidate, Plan, Race, WALL};
+use crate::rounds::{Candidate, Plan, Race, CPU, WALL};
 use crate::sheet::{cell, short, Better, Sheet};
 use crate::uml::{apppot_name, floor_name, Floor, Timed};
 
@@ -18,7 +18,7 @@ pub(crate) const IMAGE: &str = "Debian image";
 
 const ABOUT: &str = "Wall time of the whole process, from fork to wait. The floor is the same kernel \
 with the same memory (2 GiB) that boots a trivial static init from a directory, which powers off at \
-once. The others run in a directory that holds the files of the Debian image, as an ordinary user.";
+once. CPU time is that of all processes that were waited for. The others run in a directory that holds the files of the Debian image, as an ordinary user.";
 
 /// See the module.
 pub(super) struct Start;
@@ -46,6 +46,7 @@ impl Measure for Start {
             &[
                 "",
                 "ms: median (quartiles)",
+                "CPU, ms",
                 "÷ floor of own kernel",
                 "÷ Apptainer",
             ],
@@ -88,6 +89,7 @@ fn fill(sheet: &mut Sheet, lab: &Lab, race: &Race) {
         sheet.row([
             lane.name.clone(),
             cell(Some(wall)),
+            short(lane.summary(CPU), ""),
             short(race.ratio(&lane.name, &base, WALL), " ×"),
             short(race.ratio(&lane.name, peers::APPTAINER, WALL), " ×"),
         ]);
@@ -104,6 +106,12 @@ fn fill(sheet: &mut Sheet, lab: &Lab, race: &Race) {
         let title = format!("`apppot run -- true` ÷ the floor, {}", kernel.name);
         let names = (&*format!("{tag}/floor"), &*title);
         sheet.figure(names, race.ratio(&apppot, &floor, WALL), ratio, goal);
+        let title = format!(
+            "CPU time of `apppot run -- true` ÷ the floor's, {}",
+            kernel.name
+        );
+        let names = (&*format!("{tag}/floor-cpu"), &*title);
+        sheet.figure(names, race.ratio(&apppot, &floor, CPU), ratio, None);
         let title = format!("`apppot run -- true`, {}", kernel.name);
         let names = (&*format!("{tag}-ms"), &*title);
         sheet.figure(
