@@ -93,7 +93,7 @@ fn inside(sheets: &[Sheet]) -> Option<Panel<'_>> {
         })
         .collect();
     (!bars.is_empty()).then_some(Panel {
-        title: "In the guest, as a multiple of the host",
+        title: "In the guest (own kernel if there is one), as a multiple of the host",
         unit: "×",
         bars,
     })
