@@ -125,3 +125,23 @@ fn a_mebibyte_of_arguments_arrives() {
         "other arguments than those given"
     );
 }
+
+/// Many arguments travel over the link, which credit and signals use after them.
+#[test]
+fn what_comes_after_many_arguments_arrives_too() {
+    let Some(job) = Job::new() else { return };
+    let long = "x".repeat(20_000);
+    let output = job.run(&["sh", "-c", "head -c 5000000 /dev/zero", "sh", &long]);
+    assert_eq!(output.go().exits(0).stdout.len(), 5_000_000);
+    let input = job.run(&["sh", "-c", "wc -c", "sh", &long]);
+    input
+        .bytes(vec![b'x'; 5_000_000])
+        .go()
+        .exits(0)
+        .prints("5000000\n");
+    let script = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done";
+    let running = job.run(&["sh", "-c", script, "sh", &long]).start();
+    running.until_it_prints("ready");
+    running.signal(libc::SIGTERM);
+    running.finish().exits(5);
+}

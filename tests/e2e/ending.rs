@@ -184,20 +184,16 @@ fn a_launcher_that_is_killed_leaves_nothing() {
 #[test]
 fn a_job_with_its_memory_on_a_disk_leaves_nothing_either() {
     let Some(job) = Job::new() else { return };
-    for moment in 0..4 {
-        // More than a tmpfs has.
-        let place = job.directory_beside(&format!("tmp{moment}"));
-        let Some(memory) = more_than_shm() else {
-            return;
-        };
+    let boot = boot_time(&job);
+    let place = job.directory_beside("disk");
+    for moment in 0..8 {
         let run = job
             .sh("echo up; exec sleep 1000")
             .env("TMPDIR", &place)
-            .with(&["--memory", &memory]);
-        let running = run.input(Input::Open).limit(60).start();
-        if moment > 0 {
-            running.until_it_prints("up");
-        }
+            .input(Input::Open);
+        let run = run.mounts("mount -t tmpfs -o size=8M,mode=1777 tmpfs /dev/shm");
+        let running = run.with(&["--memory", "200M"]).limit(60).start();
+        std::thread::sleep(boot * moment / 6);
         running.signal(libc::SIGKILL);
         running.finish();
         eventually(
@@ -206,20 +202,13 @@ fn a_job_with_its_memory_on_a_disk_leaves_nothing_either() {
             || std::fs::read_dir(&place).unwrap().next().is_none(),
         );
     }
-}
-
-/// A size that /dev/shm has no room for and the disk has; `None` where there is no such size.
-fn more_than_shm() -> Option<String> {
-    let free = |path| {
-        let stat = nix::sys::statvfs::statvfs(path).unwrap();
-        (stat.blocks_available() * stat.fragment_size()) >> 20
-    };
-    let wanted = free("/dev/shm") + 64;
-    let fits = wanted < free("/var/tmp") && wanted < 6 << 10;
-    if !fits {
-        eprintln!("skipped: /dev/shm is too large to be filled ({wanted} MiB)");
-    }
-    fits.then(|| format!("{wanted}M"))
+    let run = job
+        .run(&["true"])
+        .env("TMPDIR", &place)
+        .with(&["--memory", "200M", "-v"]);
+    let run = run.mounts("mount -t tmpfs -o size=8M,mode=1777 tmpfs /dev/shm");
+    run.go().exits(0).says(&[place.to_str().unwrap()]);
+    assert!(std::fs::read_dir(&place).unwrap().next().is_none());
 }
 
 #[test]

@@ -126,6 +126,70 @@ fn memory_that_has_no_place() {
         .exits(0);
 }
 
+/// Mounts after which memory has a place on /dev/shm only, of this many MiB.
+fn little_room(mib: u32) -> String {
+    format!(
+        "mount -t tmpfs -o size={mib}M,mode=1777 tmpfs /dev/shm
+         for d in /tmp /var/tmp; do mount --bind $d $d; mount -o remount,bind,ro $d; done\n"
+    )
+}
+
+#[test]
+fn a_full_filesystem_for_memory() {
+    let Some(job) = Job::new() else { return };
+    let full = little_room(40) + "head -c 30M /dev/zero >/dev/shm/other";
+    for (mounts, options, names) in [
+        (
+            &full,
+            &[][..],
+            &[
+                "does not fit",
+                "/dev/shm has 10 MiB free",
+                "/tmp: Read-only",
+            ][..],
+        ),
+        (
+            &little_room(100),
+            &["--memory", "200M"],
+            &["200 MiB", "/dev/shm has 100 MiB free", "--memory 100M"],
+        ),
+    ] {
+        refused(job.run(&["true"]).mounts(mounts).with(options), names);
+    }
+    // What nobody has asked for becomes as much as there is.
+    let shown = job
+        .run(&["true"])
+        .mounts(&little_room(100))
+        .with(&["--dry-run"]);
+    shown.go().exits(0).shows(&["mem=100M"]);
+}
+
+#[test]
+fn a_filesystem_for_memory_that_is_mounted_noexec() {
+    let Some(job) = Job::new() else { return };
+    let place = job.directory_beside("noexec");
+    let mounts = little_room(10)
+        + &format!(
+            "mount -t tmpfs -o noexec,mode=1777 tmpfs '{}'",
+            place.display()
+        );
+    let run = job.run(&["true"]).mounts(&mounts).env("TMPDIR", &place);
+    let told = format!("{}: mounted noexec", place.display());
+    refused(run.with(&["--memory", "200M"]), &["200 MiB", &told]);
+}
+
+#[test]
+fn a_filesystem_for_memory_that_fills_up_later() {
+    let Some(job) = Job::new() else { return };
+    // Room when the machine starts, taken by somebody else while it runs. $$ becomes the launcher.
+    let mounts = "mount -t tmpfs -o size=200M,mode=1777 tmpfs /dev/shm
+        (while kill -0 $$ && [ ! -e up ]; do sleep 0.02; done
+         head -c 200M /dev/zero >/dev/shm/other || true; echo >go) >/dev/null 2>&1 &";
+    let script = "touch up; while [ ! -e go ]; do sleep 0.05; done; head -c 120M /dev/zero | tail >/dev/null";
+    let run = job.sh(script).mounts(mounts).with(&["--memory", "190M"]);
+    run.limit(60).go().exits(125).says(&["error: "]);
+}
+
 #[test]
 fn kernels() {
     let Some(job) = Job::new() else { return };

@@ -151,6 +151,7 @@ pub(crate) struct Run<'a> {
     directory: PathBuf,
     limit: Duration,
     address_space: Option<u64>,
+    mounts: Option<String>,
 }
 
 impl<'a> Run<'a> {
@@ -173,6 +174,7 @@ impl<'a> Run<'a> {
             directory: job.directory.clone(),
             limit: Duration::from_secs(60),
             address_space: None,
+            mounts: None,
         }
     }
 
@@ -237,9 +239,16 @@ impl<'a> Run<'a> {
         self
     }
 
+    /// Runs it where this shell script, as root of a mount namespace of its own, has changed the
+    /// mounts. (An ordinary user is root there, and stays it.)
+    pub(crate) fn mounts(mut self, script: &str) -> Self {
+        self.mounts = Some(format!("set -e\n{script}\nexec \"$@\""));
+        self
+    }
+
     /// The process as it will be started, but for its standard streams.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.job.site.binary);
+        let mut command = self.launcher();
         command.args(&self.args);
         if !self.command.is_empty() {
             command.arg("--").args(&self.command);
@@ -248,7 +257,6 @@ impl<'a> Run<'a> {
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.directory);
-        processes::as_user(&mut command, self.job.site);
         let (close, address_space) = (matches!(self.input, Input::Closed), self.address_space);
         // SAFETY: only async-signal-safe calls.
         unsafe {
@@ -266,6 +274,32 @@ impl<'a> Run<'a> {
                 Ok(())
             });
         }
+        command
+    }
+
+    /// The launcher, perhaps behind programs that prepare the ground and become it.
+    fn launcher(&self) -> Command {
+        let site = self.job.site;
+        let Some(script) = &self.mounts else {
+            let mut command = Command::new(&site.binary);
+            processes::as_user(&mut command, site);
+            return command;
+        };
+        let mut command = Command::new("unshare");
+        command.arg(if site.is_root { "-m" } else { "-rm" });
+        command.args(["sh", "-c", script, "sh"]);
+        if site.is_root {
+            let (uid, gid) = (site.user.uid.to_string(), site.user.gid.to_string());
+            command.args([
+                "setpriv",
+                "--reuid",
+                &uid,
+                "--regid",
+                &gid,
+                "--clear-groups",
+            ]);
+        }
+        command.arg(&site.binary);
         command
     }
 
