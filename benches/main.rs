@@ -43,27 +43,38 @@ fn bench() -> Result<()> {
     let sheets = measure(&lab);
     host.load_after = host::load();
     print!("{}", report::table::goals(&sheets));
-    let directory = match std::env::var_os("APPPOT_BENCH_OUTPUT") {
-        Some(directory) => directory.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bench"),
-    };
-    let worse = report::write(&directory, &host, &sheets)?;
-    for line in &worse {
-        println!("REGRESSION  {line}");
-    }
+    publish(&host, &sheets)?;
     let seconds = start.elapsed().as_secs();
     println!(
         "\nload average {:.2} before, {:.2} after; {seconds} s",
         host.load_before, host.load_after
     );
-    println!("written to {}", directory.display());
     warn(&host);
     Ok(())
 }
 
+/// Writes `docs/bench/`, unless only a part was measured, and says what has become worse.
+fn publish(host: &Host, sheets: &[Sheet]) -> Result<()> {
+    let directory = match std::env::var_os("APPPOT_BENCH_OUTPUT") {
+        Some(directory) => directory.into(),
+        None if !chosen().is_empty() => return Ok(()),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bench"),
+    };
+    for line in report::write(&directory, host, sheets)? {
+        println!("REGRESSION  {line}");
+    }
+    println!("written to {}", directory.display());
+    Ok(())
+}
+
+/// The part of measures' names that `BENCH_ONLY` asks for; empty: all.
+fn chosen() -> String {
+    std::env::var("BENCH_ONLY").unwrap_or_default()
+}
+
 /// Every measure that works; the others are said.
 fn measure(lab: &Lab) -> Vec<Sheet> {
-    let chosen = std::env::var("BENCH_ONLY").unwrap_or_default();
+    let chosen = chosen();
     let mut sheets = Vec::new();
     for measure in measures::all() {
         if !measure.name().contains(&chosen) {

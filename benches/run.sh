@@ -2,7 +2,8 @@
 # Measure AppPot beside its floor and its peers; write docs/bench/.
 #
 # BENCH_QUICK=1      a fraction of the rounds
-# BENCH_ONLY=TEXT    only the measures whose names hold it ("true", "memory", "inside", "link", …)
+# BENCH_ONLY=TEXT    only the measures whose names hold it ("true", "memory", "inside", "output", …);
+#                    docs/bench is left alone then
 # APPPOT_BENCH_BINARY, APPPOT_BENCH_OWN_KERNEL, APPPOT_BENCH_OUTPUT   instead of what is built here,
 #                    and of docs/bench
 set -euo pipefail

@@ -40,11 +40,14 @@ pub(crate) fn append(path: &Path, host: &Host, sheets: &[Sheet]) -> Result<Vec<S
     Ok(worse)
 }
 
-/// The newest line of a machine like this one.
+/// The newest line of a machine like this one, quiet and measured as thoroughly.
 fn last(past: &str, host: &Host) -> Option<Value> {
     let comparable = |line: &Value| {
         let machine = &line["machine"];
-        machine["cpu"] == json!(host.cpu) && machine["cpus"] == json!(host.cpus)
+        machine["cpu"] == json!(host.cpu)
+            && machine["cpus"] == json!(host.cpus)
+            && machine["quick"] == json!(host.quick)
+            && machine["quiet"] == json!(true)
     };
     past.lines()
         .rev()
