@@ -48,6 +48,7 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
             Boot::Direct => Duration::from_secs(3),
             Boot::System => Duration::from_secs(90),
         },
+        leaves_disk: spec.writes != Writes::Memory,
         show_console: general.verbose > 1,
         show_warnings: !general.quiet,
     };

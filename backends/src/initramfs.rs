@@ -3,42 +3,46 @@
 //! The format is cpio "newc" (`Documentation/driver-api/early-userspace/buffer-format.rst`). It is
 //! not compressed: it is small, and memory is faster than any decompressor.
 
+use std::borrow::Cow;
+
 /// Where the agent looks for modules, in the order of loading: `00-name.ko`, `01-…`.
 const MODULES: &str = "modules";
 
+/// The archive in pieces, one after the other: the agent is not copied.
+pub(crate) type Pieces = Vec<Cow<'static, [u8]>>;
+
 /// Builds the archive: `/init`, the mount points and nodes that the agent needs before it has
 /// mounted anything, and `modules` (name and content), which are loaded in this order.
-pub(crate) fn build(agent: &[u8], modules: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let content: usize = modules.iter().map(|(_, bytes)| bytes.len() + 256).sum();
-    let mut archive = Archive {
-        bytes: Vec::with_capacity(agent.len() + content + 2048),
-        inode: 0,
-    };
+pub(crate) fn build(agent: Cow<'static, [u8]>, modules: Vec<(String, Vec<u8>)>) -> Pieces {
+    let mut archive = Archive::default();
     archive.entry("init", 0o100_755, agent, (0, 0));
-    archive.entry("dev", 0o040_755, b"", (0, 0));
-    archive.entry("dev/console", 0o020_600, b"", (5, 1));
-    archive.entry("dev/null", 0o020_666, b"", (1, 3));
-    archive.entry("proc", 0o040_755, b"", (0, 0));
-    archive.entry("sys", 0o040_755, b"", (0, 0));
+    let nothing = || Cow::Borrowed(&b""[..]);
+    archive.entry("dev", 0o040_755, nothing(), (0, 0));
+    archive.entry("dev/console", 0o020_600, nothing(), (5, 1));
+    archive.entry("dev/null", 0o020_666, nothing(), (1, 3));
+    archive.entry("proc", 0o040_755, nothing(), (0, 0));
     if !modules.is_empty() {
-        archive.entry(MODULES, 0o040_755, b"", (0, 0));
+        archive.entry(MODULES, 0o040_755, nothing(), (0, 0));
     }
-    for (index, (name, bytes)) in modules.iter().enumerate() {
+    for (index, (name, bytes)) in modules.into_iter().enumerate() {
         let name = format!("{MODULES}/{index:02}-{name}");
-        archive.entry(&name, 0o100_644, bytes, (0, 0));
+        archive.entry(&name, 0o100_644, Cow::Owned(bytes), (0, 0));
     }
-    archive.entry("TRAILER!!!", 0, b"", (0, 0));
-    archive.bytes
+    archive.entry("TRAILER!!!", 0, nothing(), (0, 0));
+    archive.pieces
 }
 
+#[derive(Default)]
 struct Archive {
-    bytes: Vec<u8>,
+    pieces: Pieces,
+    /// Bytes in all pieces.
+    len: usize,
     inode: u32,
 }
 
 impl Archive {
     /// Adds a file; `device` is a device node's major and minor number.
-    fn entry(&mut self, name: &str, mode: u32, content: &[u8], device: (u32, u32)) {
+    fn entry(&mut self, name: &str, mode: u32, content: Cow<'static, [u8]>, device: (u32, u32)) {
         self.inode += 1;
         let fields = [
             self.inode,
@@ -56,21 +60,23 @@ impl Archive {
             name.len() as u32 + 1,
             0, // checksum: none in this variant
         ];
-        self.bytes.extend_from_slice(b"070701");
+        let mut header = b"070701".to_vec();
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08X}").as_bytes());
+            header.extend_from_slice(format!("{field:08X}").as_bytes());
         }
-        self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(content);
-        self.pad();
+        header.extend_from_slice(name.as_bytes());
+        header.push(0);
+        self.add(header.into());
+        self.add(content);
     }
 
-    fn pad(&mut self) {
-        let len = self.bytes.len().next_multiple_of(4);
-        self.bytes.resize(len, 0);
+    /// Adds a piece, and zeros up to a multiple of four.
+    fn add(&mut self, piece: Cow<'static, [u8]>) {
+        self.len += piece.len();
+        self.pieces.push(piece);
+        let padding = self.len.next_multiple_of(4) - self.len;
+        self.len += padding;
+        self.pieces.push(Cow::Borrowed(&[0; 3][..padding]));
     }
 }
 
@@ -83,9 +89,10 @@ mod tests {
     #[test]
     fn headers_and_contents_are_aligned() {
         let archive = build(
-            b"agent",
-            &[(String::from("overlay.ko"), b"module!".to_vec())],
-        );
+            Cow::Borrowed(b"agent"),
+            vec![(String::from("overlay.ko"), b"module!".to_vec())],
+        )
+        .concat();
         assert_eq!(archive.len() % 4, 0);
         assert!(archive.starts_with(b"070701"));
         let text = String::from_utf8_lossy(&archive);
@@ -106,7 +113,8 @@ mod tests {
             eprintln!("skipped: cpio is not installed");
             return;
         };
-        let archive = build(b"agent", &[(String::from("a.ko"), vec![1, 2, 3])]);
+        let modules = vec![(String::from("a.ko"), vec![1, 2, 3])];
+        let archive = build(Cow::Borrowed(b"agent"), modules).concat();
         cpio.stdin.take().unwrap().write_all(&archive).unwrap();
         let listed = cpio.wait_with_output().unwrap();
         assert!(listed.status.success());
@@ -117,7 +125,6 @@ mod tests {
             "dev/console",
             "dev/null",
             "proc",
-            "sys",
             "modules",
             "modules/00-a.ko",
         ];

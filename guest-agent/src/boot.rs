@@ -20,7 +20,7 @@ pub(crate) fn run() -> ! {
 
 /// Everything up to the report. The link is the caller's, so that a failure can be reported too.
 fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
-    mounts::early().step("mounting /proc, /sys and /dev")?;
+    mounts::early().step("mounting /proc and /dev")?;
     let contract = find_contract(link)?;
     modules::load_all(Path::new("/modules"))?;
     mounts::root(contract.root.as_ref())?;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use apppot_contract::{Channel, Contract, Mount, Root, Writes};
-use nix::mount::{mount, umount2, MntFlags, MsFlags};
+use nix::mount::{mount, MsFlags};
 
 use crate::failure::{Failure, Step};
 
@@ -20,18 +20,25 @@ const UPPER: &str = "/upper";
 
 const NONE: Option<&str> = None;
 
-/// What the agent itself needs.
+/// What the agent itself needs; [`system`] moves them into the appliance's root.
 pub(crate) fn early() -> io::Result<()> {
-    for (target, filesystem) in [("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs")] {
-        fs::create_dir_all(target)?;
-        match mount(NONE, target, Some(filesystem), MsFlags::empty(), NONE) {
-            // Some kernels mount /dev by themselves.
+    for (target, filesystem, flags) in [
+        ("/proc", "proc", QUIET),
+        ("/dev", "devtmpfs", MsFlags::MS_NOSUID),
+    ] {
+        // The initramfs has the directories. Some kernels mount /dev by themselves.
+        match mount(Some(filesystem), target, Some(filesystem), flags, NONE) {
             Ok(()) | Err(nix::Error::EBUSY) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(annotate(target, errno)),
         }
     }
     Ok(())
 }
+
+/// Nothing in these can be executed or is a device.
+const QUIET: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NOEXEC)
+    .union(MsFlags::MS_NODEV);
 
 /// Mounts the appliance's root filesystem on [`ROOT`], with the overlay when writes are to vanish.
 pub(crate) fn root(root: Option<&Root>) -> Result<(), Failure> {
@@ -102,33 +109,42 @@ fn overlay() -> io::Result<()> {
 
 /// Filesystems of every Linux system, below [`ROOT`].
 pub(crate) fn system() -> io::Result<()> {
-    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     let memory = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let unexecuted = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    for own in ["/proc", "/dev"] {
+        on_directory(&format!("{ROOT}{own}"), |target| {
+            mount(Some(own), target, NONE, MsFlags::MS_MOVE, NONE)
+        })?;
+    }
     for (target, filesystem, flags, options) in [
-        ("proc", "proc", quiet, None),
-        ("sys", "sysfs", quiet, None),
-        ("dev", "devtmpfs", MsFlags::MS_NOSUID, None),
+        ("/sys", "sysfs", QUIET, None),
         (
-            "dev/pts",
+            "/dev/pts",
             "devpts",
-            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+            unexecuted,
             Some("gid=5,mode=620,ptmxmode=666"),
         ),
-        ("dev/shm", "tmpfs", memory, Some("mode=1777")),
-        ("run", "tmpfs", memory, Some("mode=0755")),
+        ("/dev/shm", "tmpfs", memory, Some("mode=1777")),
+        ("/run", "tmpfs", memory, Some("mode=0755")),
     ] {
-        let target = format!("{ROOT}/{target}");
-        fs::create_dir_all(&target)?;
-        mount(
-            Some(filesystem),
-            target.as_str(),
-            Some(filesystem),
-            flags,
-            options,
-        )
-        .map_err(|errno| annotate(&target[ROOT.len()..], errno))?;
+        on_directory(&format!("{ROOT}{target}"), |target| {
+            mount(Some(filesystem), target, Some(filesystem), flags, options)
+        })?;
     }
     device_links()
+}
+
+/// Mounts on `target`, and makes the directory when that fails for want of it: a system call less
+/// for each that is there.
+fn on_directory(target: &str, mount: impl Fn(&str) -> nix::Result<()>) -> io::Result<()> {
+    match mount(target) {
+        Err(nix::Error::ENOENT) => {
+            fs::create_dir_all(target)?;
+            mount(target)
+        }
+        result => result,
+    }
+    .map_err(|errno| annotate(&target[ROOT.len()..], errno))
 }
 
 /// Links that every system has in /dev and devtmpfs does not make.
@@ -151,9 +167,6 @@ fn device_links() -> io::Result<()> {
 /// Makes [`ROOT`] the root of everything (`Documentation/filesystems/ramfs-rootfs-initramfs.rst`:
 /// the initramfs cannot be pivoted away).
 pub(crate) fn enter_root() -> io::Result<()> {
-    for own in ["/dev", "/sys", "/proc"] {
-        umount2(own, MntFlags::MNT_DETACH)?;
-    }
     std::env::set_current_dir(ROOT)?;
     mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE)?;
     nix::unistd::chroot(".")?;
@@ -233,7 +246,9 @@ fn write_back_soon() {
 }
 
 fn mount_share(share: &Mount) -> io::Result<()> {
-    fs::create_dir_all(&share.target)?;
+    if !share.target.is_dir() {
+        fs::create_dir_all(&share.target)?;
+    }
     let Channel::Hostfs = share.channel;
     let flags = match share.read_only {
         true => MsFlags::MS_RDONLY,

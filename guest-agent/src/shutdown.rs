@@ -14,7 +14,8 @@ use crate::link::Link;
 /// Ends the machine.
 pub(crate) fn end(link: Option<Link>, report: &Report) -> ! {
     end_processes(Duration::ZERO);
-    detach_filesystems(&["hostfs", "ext4", "ext3", "ext2", "xfs", "btrfs"]);
+    // Shares have been written back with the report.
+    detach_filesystems(&["ext4", "ext3", "ext2", "xfs", "btrfs"]);
     self::report(link, report);
     power_off();
     // PID 1 must not return: the kernel would panic, which the launcher sees as well.

@@ -42,6 +42,8 @@ pub(crate) struct Terms {
     pub(crate) grace: Duration,
     /// What the guest gets beyond deadline and grace to report, and then to power off.
     pub(crate) last_words: Duration,
+    /// Whether the machine has a disk to leave in order after its report.
+    pub(crate) leaves_disk: bool,
     /// Whether the guest's console is shown.
     pub(crate) show_console: bool,
     /// Whether the guest's warnings are shown.
@@ -243,8 +245,12 @@ impl<'a> Session<'a> {
             Frame::Report(text) => {
                 let report = Report::decode(text).map_err(|error| Lost::link(&error))?;
                 self.report = Some(report);
-                // All is in place; a machine that does not power off by itself need not.
-                self.kill_at = Some(Instant::now() + self.terms.last_words);
+                // All is in place; a machine that does not power off by itself need not. One whose
+                // writes vanish has nothing more to do.
+                self.kill_at = Some(match self.terms.leaves_disk {
+                    true => Instant::now() + self.terms.last_words,
+                    false => Instant::now(),
+                });
                 self.shutdown_at = None;
                 Ok(())
             }

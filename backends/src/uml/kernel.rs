@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::cache;
 use crate::process::{self, wait_readable};
 use crate::{Error, Result};
 
@@ -32,7 +33,7 @@ pub struct Kernel {
     pub release: String,
     /// Major and minor version.
     pub version: (u32, u32),
-    /// Its configuration, as `--showconfig` prints it.
+    /// What is asked of its configuration, as `--showconfig` prints it.
     config: String,
 }
 
@@ -74,11 +75,18 @@ impl Kernel {
         if metadata.permissions().mode() & 0o111 == 0 {
             return Err(refuse("it is not executable"));
         }
+        let kept = cache::get(&metadata).and_then(|config| Self::from_config(path, &config));
+        if let Some(kernel) = kept {
+            return Ok(kernel);
+        }
         let config = show_config(path).map_err(|reason| refuse(&reason))?;
-        Self::from_config(path, config).ok_or_else(|| refuse("it is no User-Mode Linux kernel"))
+        let kernel = Self::from_config(path, &config);
+        let kernel = kernel.ok_or_else(|| refuse("it is no User-Mode Linux kernel"))?;
+        cache::put(&metadata, &kernel.config);
+        Ok(kernel)
     }
 
-    fn from_config(path: &Path, config: String) -> Option<Self> {
+    fn from_config(path: &Path, config: &str) -> Option<Self> {
         // "# Linux/um 6.1.176 Kernel Configuration"
         let number = config
             .lines()
@@ -88,12 +96,12 @@ impl Kernel {
             .next()?;
         let mut parts = number.split(['.', '-']);
         let version = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let local = value(&config, "LOCALVERSION").unwrap_or_default();
+        let local = value(config, "LOCALVERSION").unwrap_or_default();
         Some(Kernel {
             path: path.to_owned(),
             release: format!("{number}{}", local.trim_matches('"')),
             version,
-            config,
+            config: interesting(config),
         })
     }
 
@@ -186,9 +194,37 @@ pub fn places() -> Vec<PathBuf> {
     places
 }
 
-fn absolute_variable(name: &str) -> Option<PathBuf> {
+pub(super) fn absolute_variable(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(std::env::var_os(name)?);
     path.is_absolute().then_some(path)
+}
+
+/// The lines of a configuration that this crate asks for.
+fn interesting(config: &str) -> String {
+    const OPTIONS: [&str; 11] = [
+        "LOCALVERSION",
+        "HZ",
+        "SMP",
+        "MCONSOLE",
+        "HOSTFS",
+        "OVERLAY_FS",
+        "EXT4_FS",
+        "SQUASHFS",
+        "EROFS_FS",
+        "XFS_FS",
+        "BTRFS_FS",
+    ];
+    let is_asked = |line: &&str| {
+        let option = line
+            .strip_prefix("CONFIG_")
+            .and_then(|rest| rest.split('=').next());
+        line.starts_with("# Linux/um ") || option.is_some_and(|option| OPTIONS.contains(&option))
+    };
+    config
+        .lines()
+        .filter(is_asked)
+        .flat_map(|line| [line, "\n"])
+        .collect()
 }
 
 /// The value of `CONFIG_<option>`.
@@ -312,7 +348,7 @@ mod tests {
         CONFIG_LOCALVERSION=\"-apppot\"\nCONFIG_HZ=250\nCONFIG_OVERLAY_FS=y\nCONFIG_SMP=y\n";
 
     fn kernel(config: &str) -> Kernel {
-        Kernel::from_config(Path::new("/k"), config.to_owned()).unwrap()
+        Kernel::from_config(Path::new("/k"), config).unwrap()
     }
 
     #[test]
@@ -332,7 +368,7 @@ mod tests {
 
     #[test]
     fn what_is_no_uml_kernel_is_refused() {
-        assert!(Kernel::from_config(Path::new("/k"), String::from("hello")).is_none());
+        assert!(Kernel::from_config(Path::new("/k"), "hello").is_none());
         let reason = |path: &str| Kernel::inspect(Path::new(path)).unwrap_err().to_string();
         assert!(reason("/bin/true").contains("no User-Mode Linux kernel"));
         assert!(reason("/etc/passwd").contains("not executable"));

@@ -1,5 +1,6 @@
 //! A running UML kernel.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -168,12 +169,14 @@ impl Descriptors {
     }
 }
 
-fn memfd(bytes: &[u8]) -> Result<OwnedFd> {
+fn memfd(pieces: &[Cow<[u8]>]) -> Result<OwnedFd> {
     let failed = "keep the initramfs in memory";
     let mut file: File = memfd_create(c"apppot-initramfs", MFdFlags::MFD_CLOEXEC)
         .map_err(Error::system(failed))?
         .into();
-    file.write_all(bytes).map_err(Error::system(failed))?;
+    for piece in pieces {
+        file.write_all(piece).map_err(Error::system(failed))?;
+    }
     Ok(file.into())
 }
 

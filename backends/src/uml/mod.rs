@@ -6,6 +6,7 @@
 //! descriptors (`/proc/self/fd/N`). So nothing can be left behind, and no path can be misread.
 
 mod arguments;
+mod cache;
 mod cow;
 pub mod kernel;
 mod machine;

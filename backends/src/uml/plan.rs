@@ -13,6 +13,7 @@ use super::{cow, Uml};
 use crate::capabilities;
 use crate::containment::{Reach, Rule};
 use crate::image::{Image, ImageKind};
+use crate::initramfs::Pieces;
 use crate::limits;
 use crate::process::descriptor_path;
 use crate::spec::{Containment, MachineSpec, Seccomp, Share, Writes};
@@ -32,7 +33,7 @@ pub(super) struct Plan {
     /// Shared directories, in the order of their descriptors.
     pub(super) shares: Vec<Share>,
     /// The initramfs.
-    pub(super) initramfs: Vec<u8>,
+    pub(super) initramfs: Pieces,
     /// Guest memory, bytes.
     pub(super) memory: u64,
     /// Whether standard input goes through a ring.
@@ -79,7 +80,7 @@ impl Plan {
             image: spec.image.clone(),
             writes: spec.writes.clone(),
             shares: spec.shares.clone(),
-            initramfs: crate::initramfs::build(&spec.agent, &modules),
+            initramfs: crate::initramfs::build(spec.agent.clone(), modules),
             memory: spec.memory,
             ring,
             bind: spec.cpus == 1,
@@ -120,7 +121,13 @@ impl Plan {
             (descriptor::LINK, String::from("link (socketpair)")),
             (
                 descriptor::INITRAMFS,
-                format!("initramfs ({} bytes in memory)", self.initramfs.len()),
+                format!(
+                    "initramfs ({} bytes in memory)",
+                    self.initramfs
+                        .iter()
+                        .map(|piece| piece.len())
+                        .sum::<usize>()
+                ),
             ),
             (descriptor::ROOT, shown(&self.image.path)),
         ];
