@@ -79,7 +79,7 @@ candidate() {
 # distribution's is installed: Debian 13 has it as cargo, Debian 12 as cargo-web.
 need_rust() {
     local directory suffix
-    need_packages gcc libc6-dev
+    need_packages gcc libc6-dev ca-certificates
     for directory in "" "${CARGO_HOME:-$HOME/.cargo}/bin" /usr/bin; do
         if is_new_enough "${directory:+$directory/}cargo"; then
             export PATH="${directory:+$directory:}$PATH"

@@ -12,7 +12,7 @@ fn echoed(job: &Job, args: &[&OsStr]) -> Vec<OsString> {
         .run(&[&words[..], args].concat())
         .go()
         .exits(0)
-        .is_quiet();
+        .quietly();
     let mut parts: Vec<&[u8]> = done.stdout.split(|&byte| byte == 0).collect();
     assert_eq!(parts.pop(), Some(&b""[..]));
     parts

@@ -82,7 +82,7 @@ fn is_followed() {
     std::fs::create_dir(&below).unwrap();
     job.give(&below);
     for (options, memory) in [(&[][..], "mem=150M"), (&["--memory", "160M"], "mem=160M")] {
-        let run = job.run(&["true"]).from(&below).with(options);
+        let run = job.run(&["true"]).started_in(&below).with(options);
         run.with(&["--dry-run"]).go().exits(0).shows(&[memory]);
     }
 }

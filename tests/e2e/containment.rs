@@ -62,7 +62,7 @@ fn mounting_other_directories_of_the_host() {
         format!("../../../../../../../../{below_root}"),
         format!("/proc/self/root{}", shown(&outside)),
         format!("/proc/self/cwd/../../../../../../../{below_root}"),
-        format!("/proc/self/fd/110/../outside"),
+        String::from("/proc/self/fd/110/../outside"),
         String::from("/proc/self/fd/110/.."),
         String::from(""),
     ];

@@ -6,7 +6,7 @@ use crate::support::Job;
 fn says_what_there_is() {
     let Some(job) = Job::new() else { return };
     let kernel = job.site.kernel.to_str().unwrap();
-    let done = job.apppot(&["doctor"]).go().exits(0).is_quiet();
+    let done = job.apppot(&["doctor"]).go().exits(0).quietly();
     done.shows(&[
         kernel,
         "seccomp",

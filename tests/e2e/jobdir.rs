@@ -65,7 +65,7 @@ fn reached_through_a_symbolic_link() {
     let images = [None, debian_image()];
     for (number, image) in images.iter().enumerate() {
         let script = format!("pwd; echo made >file{number}");
-        let mut run = job.sh(&script).from(&link).env("PWD", &link);
+        let mut run = job.sh(&script).started_in(&link).env("PWD", &link);
         if let Some(image) = image {
             run = run.image(image);
         }
@@ -86,7 +86,7 @@ fn chosen_by_option() {
         let run = job
             .sh("pwd; echo x >>file")
             .with(&["--workdir", workdir])
-            .from(from);
+            .started_in(from);
         run.go().exits(0).prints(&format!("{}\n", other.display()));
     }
     assert_eq!(
@@ -131,7 +131,10 @@ fn that_is_read_only() {
     let fixed = job.directory_beside("fixed");
     job.put(fixed.join("given"), "given");
     std::fs::set_permissions(&fixed, std::fs::Permissions::from_mode(0o555)).unwrap();
-    let done = job.sh("cat given; echo x >new || exit 9").from(&fixed).go();
+    let done = job
+        .sh("cat given; echo x >new || exit 9")
+        .started_in(&fixed)
+        .go();
     std::fs::set_permissions(&fixed, std::fs::Permissions::from_mode(0o755)).unwrap();
     done.exits(9).prints("given");
     assert!(!fixed.join("new").exists());
@@ -141,7 +144,7 @@ fn that_is_read_only() {
 fn of_the_system() {
     let Some(job) = Job::new() else { return };
     for directory in ["/", "/tmp", "/etc", "/usr/share"] {
-        let done = job.sh("pwd; test -r .").from(directory).go();
+        let done = job.sh("pwd; test -r .").started_in(directory).go();
         assert_eq!(done.code(), Some(0), "{directory}: {}", done.stderr);
         done.prints(&format!("{directory}\n"));
     }
@@ -152,7 +155,7 @@ fn of_the_system_does_not_cover_the_images_own() {
     let Some(job) = Job::new() else { return };
     for directory in ["/", "/etc", "/usr"] {
         let script = "grep ^user: /etc/passwd >/dev/null && pwd";
-        let Some(run) = job.sh(script).from(directory).debian() else {
+        let Some(run) = job.sh(script).started_in(directory).debian() else {
             return;
         };
         run.go().exits(0).prints("/job\n");

@@ -9,6 +9,9 @@
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
 //! | `CI` | nothing may be skipped | |
 
+// All of this is tests, which clippy knows of functions marked as such only.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 mod arguments;

@@ -46,7 +46,7 @@ fn images() {
     table[454..462].copy_from_slice(&[0, 8, 0, 0, 0, 0, 1, 0]);
     job.put("nothing.img", &table);
     let private = job.put("private.img", "x");
-    fs::set_permissions(&private, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o000)).unwrap();
     fs::create_dir(job.path().join("emptydir")).unwrap();
     for (image, names) in [
         ("missing.img", &["missing.img", "No such file"][..]),

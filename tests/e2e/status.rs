@@ -19,7 +19,7 @@ fn the_commands_own() {
     ] {
         let done = job.sh(script).go();
         assert_eq!(done.code(), Some(status), "{script}");
-        done.is_quiet();
+        done.quietly();
     }
 }
 
@@ -97,7 +97,7 @@ fn a_time_limit_that_is_not_reached() {
         .with(&["--time-limit", "1h30m"])
         .go()
         .exits(0)
-        .is_quiet();
+        .quietly();
 }
 
 #[test]

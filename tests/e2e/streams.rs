@@ -116,7 +116,7 @@ fn a_reader_that_goes_away_is_felt_by_the_command() {
     let mut some = [0; 10];
     read.read_exact(&mut some).unwrap();
     drop(read);
-    let done = running.finish().exits(128 + libc::SIGPIPE).is_quiet();
+    let done = running.finish().exits(128 + libc::SIGPIPE).quietly();
     assert_eq!(&some, b"yes\nyes\nye");
     assert!(done.elapsed < Duration::from_secs(20));
 }

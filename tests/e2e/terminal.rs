@@ -8,6 +8,8 @@ use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{fcntl, FcntlArg, FdFlag};
+use nix::pty::{openpty, OpenptyResult};
 use nix::sys::termios::{tcgetattr, LocalFlags, Termios};
 
 use crate::support::{eventually, processes, Job, Run, PANIC, PANIC_OPTIONS};
@@ -23,22 +25,11 @@ struct Session {
 
 impl Session {
     fn start(run: &Run, rows: u16, columns: u16) -> Self {
-        let (mut master, mut slave) = (0, 0);
-        let mut size = winsize(rows, columns);
-        let none = std::ptr::null_mut();
-        // SAFETY: two descriptors are written, the size is read.
-        let result =
-            unsafe { libc::openpty(&mut master, &mut slave, none, none.cast(), &mut size) };
-        assert_eq!(result, 0, "openpty");
-        // SAFETY: new descriptors, which nobody else owns.
-        let (master, slave): (File, OwnedFd) = unsafe {
-            use std::os::fd::FromRawFd;
-            (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave))
-        };
-        for fd in [master.as_raw_fd(), slave.as_raw_fd()] {
-            // SAFETY: open descriptors.
-            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        let OpenptyResult { master, slave } = openpty(&winsize(rows, columns), None).unwrap();
+        for fd in [&master, &slave] {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
         }
+        let master = File::from(master);
         let before = tcgetattr(&slave).unwrap();
         let mut command = run.command();
         command
@@ -91,10 +82,8 @@ impl Session {
     fn resize(&self, rows: u16, columns: u16) {
         let size = winsize(rows, columns);
         // SAFETY: TIOCSWINSZ reads a winsize.
-        assert_eq!(
-            unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) },
-            0
-        );
+        let result = unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        assert_eq!(result, 0);
     }
 
     fn is_raw(&self) -> bool {

@@ -46,7 +46,7 @@ fn sudo_works_without_a_password() {
     let Some(run) = job.sh(script).debian() else {
         return;
     };
-    run.go().exits(0).is_quiet().prints("0\nchanged\n");
+    run.go().exits(0).quietly().prints("0\nchanged\n");
 }
 
 #[test]

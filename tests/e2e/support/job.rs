@@ -222,7 +222,7 @@ impl<'a> Run<'a> {
     }
 
     /// The directory it is started in.
-    pub(crate) fn from(mut self, directory: impl Into<PathBuf>) -> Self {
+    pub(crate) fn started_in(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = directory.into();
         self
     }

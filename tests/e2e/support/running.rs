@@ -264,7 +264,7 @@ impl Done {
 
     /// Nothing on standard error.
     #[track_caller]
-    pub(crate) fn is_quiet(self) -> Self {
+    pub(crate) fn quietly(self) -> Self {
         assert_eq!(self.stderr, "");
         self
     }
