@@ -304,14 +304,19 @@ fn project_file(jobdir: &Path) -> Option<PathBuf> {
 fn read(path: &Path) -> Result<Option<Values>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        // A site's file that users may not read is none of theirs.
+        // A home directory that cannot be entered (su, cron) has no configuration for this user.
+        Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => {
             return Err(error)
                 .with_context(|| format!("cannot read configuration '{}'", path.display()))
         }
     };
     parse(&text, path).map(Some)
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
 }
 
 fn parse(text: &str, path: &Path) -> Result<Values> {

@@ -57,10 +57,10 @@ impl Check {
 pub(crate) fn run(config: &Config, as_json: bool) -> u8 {
     let checks = checks(config);
     if as_json {
-        println!(
-            "{}",
+        crate::failure::print_out(&format!(
+            "{}\n",
             serde_json::to_string_pretty(&checks).unwrap_or_default()
-        );
+        ));
     } else {
         checks.iter().for_each(print);
     }
@@ -246,7 +246,10 @@ fn landlock() -> Check {
             "root of a guest reaches whatever its user reaches",
             "use a host kernel from 5.13 on, with 'landlock' in its lsm= list",
         ),
-        abi => Check::good("containment", format!("Landlock, ABI {abi}")),
+        abi => Check::good(
+            "containment",
+            format!("Landlock, ABI {abi} (contents of files; not their modes and times)"),
+        ),
     }
 }
 
@@ -294,11 +297,11 @@ fn print(check: &Check) {
         true => format!("\x1b[{colour}m{sign}\x1b[0m"),
         false => sign.to_owned(),
     };
-    println!("{sign} {:<14} {}", check.name, check.found);
+    crate::failure::print_out(&format!("{sign} {:<14} {}\n", check.name, check.found));
     if let Some(consequence) = &check.consequence {
-        println!("     {:<14} {consequence}", "");
+        crate::failure::print_out(&format!("     {:<14} {consequence}\n", ""));
     }
     if let Some(remedy) = &check.remedy {
-        println!("     {:<14} -> {remedy}", "");
+        crate::failure::print_out(&format!("     {:<14} -> {remedy}\n", ""));
     }
 }

@@ -1,7 +1,7 @@
 //! Errors as the user meets them: `error:`, `caused by:`, `hint:`.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use serde_json::json;
 
@@ -37,29 +37,40 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     })
 }
 
+/// Prints a line to standard error. A reader that is gone is no reason to end.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints to standard output; as with [`say`], it does not matter whether anybody reads it.
+pub(crate) fn print_out(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// Prints an error to standard error.
 pub(crate) fn print(error: &anyhow::Error, as_json: bool) {
     let hint = hint(error);
     if as_json {
         let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
         let value = json!({ "error": error.to_string(), "caused-by": causes, "hint": hint });
-        eprintln!("{value}");
+        say(&value.to_string());
         return;
     }
     let (red, plain) = match std::io::stderr().is_terminal() {
         true => ("\x1b[1;31m", "\x1b[0m"),
         false => ("", ""),
     };
-    eprintln!("{red}error:{plain} {error}");
+    say(&format!("{red}error:{plain} {error}"));
     for cause in error.chain().skip(1) {
-        eprintln!("caused by: {cause}");
+        say(&format!("caused by: {cause}"));
     }
     if let Some(hint) = hint {
-        eprintln!("hint: {hint}");
+        say(&format!("hint: {hint}"));
     }
 }
 
 /// Prints a warning to standard error.
 pub(crate) fn warn(text: &str) {
-    eprintln!("warning: {text}");
+    say(&format!("warning: {text}"));
 }

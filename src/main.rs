@@ -21,6 +21,9 @@ use crate::cli::{Cli, Command, General};
 use crate::config::{Config, Values};
 
 fn main() -> ExitCode {
+    // A parent that ignores it would have our children vanish unwaited for.
+    // SAFETY: the default action needs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     let cli = Cli::parse();
     let general = cli.general.clone();
     match dispatch(cli.command, &general) {
@@ -45,7 +48,9 @@ fn dispatch(command: Command, general: &General) -> Result<u8> {
         Command::Doctor => Ok(doctor::run(&here()?, general.json)),
         Command::Config => show_config(general.json),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "apppot", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "apppot", &mut script);
+            failure::print_out(&String::from_utf8_lossy(&script));
             Ok(0)
         }
     }
@@ -60,13 +65,16 @@ fn here() -> Result<Config> {
 fn show_config(as_json: bool) -> Result<u8> {
     let rows = here()?.rows();
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        crate::failure::print_out(&format!("{}\n", serde_json::to_string_pretty(&rows)?));
         return Ok(0);
     }
     let widest = |get: fn(&config::Row) -> usize| rows.iter().map(get).max().unwrap_or(0);
     let (keys, values) = (widest(|row| row.key.len()), widest(|row| row.value.len()));
     for row in &rows {
-        println!("{:<keys$}  {:<values$}  {}", row.key, row.value, row.origin);
+        crate::failure::print_out(&format!(
+            "{:<keys$}  {:<values$}  {}\n",
+            row.key, row.value, row.origin
+        ));
     }
     Ok(0)
 }

@@ -54,6 +54,11 @@ impl Lost {
         Self::new(format!("the guest broke the rules of the link: {error}"))
     }
 
+    /// What the command wrote did not reach its place.
+    pub(crate) fn output() -> Self {
+        Self::new("the command's output could not be written")
+    }
+
     /// No agent has spoken.
     pub(crate) fn no_hello(patience: Duration) -> Self {
         Self::new(format!(
@@ -152,22 +157,46 @@ pub(crate) fn report(
     })
 }
 
-/// Writes the report under a temporary name first: a half-written one is never seen.
+/// Checks before the job that its report can be written.
+pub(crate) fn check_report(path: &Path) -> Result<()> {
+    use nix::unistd::{access, AccessFlags};
+    let failed = || format!("the report cannot be written to '{}'", path.display());
+    if path.is_dir() {
+        return Err(anyhow::anyhow!("it is a directory")).with_context(failed);
+    }
+    let place = match path.exists() && !path.is_file() {
+        true => path,
+        false => directory_of(path),
+    };
+    access(place, AccessFlags::W_OK).with_context(failed)
+}
+
+/// Writes the report under a temporary name first: a half-written one is never seen. The name is a
+/// new one that nobody can guess, for the job may write in the same directory.
 pub(crate) fn write_report(path: &Path, report: &serde_json::Value) -> Result<()> {
     let failed = || format!("cannot write the report to '{}'", path.display());
     if path.exists() && !path.is_file() {
         // Such as /dev/stderr.
         return std::fs::write(path, format!("{report}\n")).with_context(failed);
     }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".apppot-new");
-    let new = path.with_file_name(name);
-    std::fs::write(&new, format!("{report:#}\n"))
-        .and_then(|()| std::fs::rename(&new, path))
-        .inspect_err(|_| {
-            let _ = std::fs::remove_file(&new);
-        })
+    let mut file = tempfile::Builder::new()
+        .prefix(".apppot-report-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(directory_of(path))
+        .with_context(failed)?;
+    std::io::Write::write_all(&mut file, format!("{report:#}\n").as_bytes())
+        .with_context(failed)?;
+    file.persist(path)
+        .map(drop)
+        .map_err(|error| error.error)
         .with_context(failed)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// Text from the guest with everything taken out that a terminal might obey.

@@ -39,6 +39,9 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     if args.dry_run {
         return dry_run(backend.as_ref(), &spec, general);
     }
+    if let Some(path) = &args.report {
+        outcome::check_report(path)?;
+    }
     let terms = Terms {
         reads_stdin: spec.contract.stdin != Stdin::Null,
         terminal: spec.contract.terminal.is_some(),
@@ -118,6 +121,9 @@ fn specify(
     refuse_what_is_missing(args)?;
     let image = open_image(&config.image.value)?;
     let is_host = image.path == Path::new("/");
+    if is_host {
+        refuse_for_the_host(args)?;
+    }
     let (shares, guest_jobdir) = shares(args, config, jobdir, is_host)?;
     let id = match &args.id {
         Some(id) => check_id(id)?,
@@ -182,6 +188,23 @@ fn refuse_what_is_missing(args: &MachineArgs) -> Result<()> {
     Ok(())
 }
 
+/// The host's own root is an appliance that nothing can be broken in.
+fn refuse_for_the_host(args: &MachineArgs) -> Result<()> {
+    if args.write {
+        return Err(hinted(
+            "--write: the default appliance is this host's own root, which is never written into",
+            "name an image with --image",
+        ));
+    }
+    if args.boot == Boot::System {
+        return Err(hinted(
+            "--boot system: the default appliance is this host's own root, whose services are not started",
+            "name an image with --image, or leave out --boot",
+        ));
+    }
+    Ok(())
+}
+
 fn open_image(path: &Path) -> Result<Image> {
     let path = match path.to_str() {
         Some("host") => Path::new("/"),
@@ -224,8 +247,8 @@ fn memory(config: &Config) -> u64 {
         .map(|backing| backing.free)
         .max()
         .unwrap_or(wanted);
-    let cgroup = limits::cgroup_memory().map_or(u64::MAX, |(limit, _)| limit);
-    wanted.min(free).min(cgroup).max(limits::LEAST_MEMORY)
+    let most = free.min(limits::most_memory());
+    wanted.min(most).max(limits::LEAST_MEMORY)
 }
 
 /// The job directory and the binds, and where the guest sees the job directory.
@@ -343,51 +366,60 @@ fn is_null() -> bool {
 fn dry_run(backend: &dyn Hypervisor, spec: &MachineSpec, general: &General) -> Result<u8> {
     let rendered = backend.render(spec)?;
     if general.json {
-        println!("{}", serde_json::to_string_pretty(&rendered)?);
+        crate::failure::print_out(&format!("{}\n", serde_json::to_string_pretty(&rendered)?));
         return Ok(0);
     }
-    println!("backend: {}", rendered.backend);
+    crate::failure::print_out(&format!("backend: {}\n", rendered.backend));
     for (name, value) in &rendered.environment {
-        println!("environment: {name}={value}");
+        crate::failure::print_out(&format!("environment: {name}={value}\n"));
     }
     for (number, what) in &rendered.descriptors {
-        println!("descriptor {number}: {what}");
+        crate::failure::print_out(&format!("descriptor {number}: {what}\n"));
     }
     match &rendered.containment {
-        Some(rules) => rules.iter().for_each(|rule| println!("may {rule}")),
-        None => println!("not confined"),
+        Some(rules) => rules
+            .iter()
+            .for_each(|rule| crate::failure::print_out(&format!("may {rule}\n"))),
+        None => crate::failure::print_out("not confined\n"),
     }
     if let Some(document) = &rendered.document {
-        print!("contract, by the link:\n{document}");
+        crate::failure::print_out(&format!("contract, by the link:\n{document}"));
     }
-    println!("command:");
-    rendered.argv.iter().for_each(|arg| println!("  {arg}"));
+    crate::failure::print_out("command:\n");
+    rendered
+        .argv
+        .iter()
+        .for_each(|arg| crate::failure::print_out(&format!("  {arg}\n")));
     Ok(0)
 }
 
 /// `-v`: what was chosen.
 fn describe(machine: &dyn Machine, spec: &MachineSpec) {
     let facts = machine.facts();
-    eprintln!(
+    crate::failure::say(&format!(
         "machine {}: {} {}",
         spec.contract.id, facts.backend, facts.release
-    );
-    eprintln!(
+    ));
+    crate::failure::say(&format!(
         "  image:       {} ({})",
         spec.image.path.display(),
         spec.image.kind
-    );
-    eprintln!("  kernel:      {}", facts.kernel);
-    eprintln!(
+    ));
+    crate::failure::say(&format!("  kernel:      {}", facts.kernel));
+    crate::failure::say(&format!(
         "  memory:      {} in {}",
         Size(spec.memory),
         facts.memory_backing
-    );
+    ));
     let pinned = facts
         .pinned_to
         .map(|cpu| format!(", bound to host CPU {cpu}"));
-    eprintln!("  cpus:        {}{}", spec.cpus, pinned.unwrap_or_default());
-    eprintln!("  containment: {}", facts.containment);
+    crate::failure::say(&format!(
+        "  cpus:        {}{}",
+        spec.cpus,
+        pinned.unwrap_or_default()
+    ));
+    crate::failure::say(&format!("  containment: {}", facts.containment));
 }
 
 /// Reports how it ended.
@@ -402,7 +434,9 @@ fn conclude(
     if general.verbose > 0 {
         let boot = ended.boot.map_or(0.0, |boot| boot.as_secs_f64() * 1e3);
         let total = ended.total.as_secs_f64() * 1e3;
-        eprintln!("  time:        {boot:.0} ms to the agent, {total:.0} ms in all");
+        crate::failure::say(&format!(
+            "  time:        {boot:.0} ms to the agent, {total:.0} ms in all"
+        ));
     }
     if let Some(error) = ending.error() {
         crate::failure::print(&error, general.json);
@@ -416,7 +450,7 @@ fn conclude(
             ended.total,
         );
         if general.json {
-            eprintln!("{report}");
+            crate::failure::say(&format!("{report}"));
         }
         if let Some(path) = &args.report {
             outcome::write_report(path, &report)?;

@@ -2,8 +2,9 @@
 //! `Documentation/userspace-api/landlock.rst`).
 //!
 //! The paper promises that an appliance does no more harm than its user's own processes (R3). This
-//! is stronger: the process reaches the files that the machine needs and nothing else, whatever the
-//! guest's root does. UML's own `hostfs=` option is no confinement: `..` and symbolic links leave it.
+//! is stronger: the process reads, writes, lists and makes only the files that the machine needs,
+//! whatever the guest's root does. Landlock does not govern modes, owners and times: these can be
+//! changed of the user's other files, and their existence seen. UML's own `hostfs=` option is no confinement: `..` and symbolic links leave it.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};

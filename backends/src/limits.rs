@@ -258,6 +258,19 @@ pub fn check_memory(memory: u64) -> Result<()> {
     Ok(())
 }
 
+/// The most memory that this process's limits and its cgroup allow, bytes.
+#[must_use]
+pub fn most_memory() -> u64 {
+    let limit = |resource, own: u64| match getrlimit(resource) {
+        Ok((soft, _)) if soft != RLIM_INFINITY => soft.saturating_sub(own),
+        _ => u64::MAX,
+    };
+    let cgroup = cgroup_memory().map_or(u64::MAX, |(limit, _)| limit);
+    limit(Resource::RLIMIT_AS, OWN_MAPPINGS)
+        .min(limit(Resource::RLIMIT_FSIZE, 0))
+        .min(cgroup)
+}
+
 /// The smallest memory limit of this process's cgroup and those above it: bytes, and whose.
 #[must_use]
 pub fn cgroup_memory() -> Option<(u64, PathBuf)> {

@@ -52,6 +52,7 @@ impl Spawn {
     /// # Errors
     /// As fork(2) and execve(2).
     pub fn start(self) -> io::Result<Process> {
+        raise_descriptor_limit();
         let moved = self
             .descriptors
             .iter()
@@ -90,6 +91,18 @@ impl Spawn {
     }
 }
 
+/// The descriptors' numbers are beyond what some callers are limited to.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{getrlimit, setrlimit, Resource};
+    const ENOUGH: u64 = 512;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        if soft < ENOUGH {
+            // What cannot be raised is reported when a descriptor cannot be had.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, ENOUGH.min(hard), hard);
+        }
+    }
+}
+
 /// What the processes of a machine leave running when they end becomes this process's child, so that
 /// it can be reaped here.
 fn adopt_orphans() {
@@ -120,11 +133,22 @@ fn prepare(
         libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
         // The guest's own mask decides on the modes of files that it makes on the host.
         libc::umask(0);
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        check(libc::sigemptyset(&mut none))?;
+        // Whoever signals all processes of a job (a batch system, systemd) means the command: the
+        // launcher passes it on, and ends the hypervisor when it is time.
+        let mut spared: libc::sigset_t = std::mem::zeroed();
+        check(libc::sigemptyset(&mut spared))?;
+        for signal in [
+            libc::SIGTERM,
+            libc::SIGINT,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGXCPU,
+        ] {
+            check(libc::sigaddset(&mut spared, signal))?;
+        }
         check(libc::sigprocmask(
             libc::SIG_SETMASK,
-            &none,
+            &spared,
             std::ptr::null_mut(),
         ))?;
         // A guest's panic aborts the hypervisor: no core file in the user's directory.

@@ -14,7 +14,7 @@ use crate::accounts::Identity;
 use crate::failure::{Failure, Step};
 use crate::link::{Link, OutputBuffer};
 use crate::mounts::Kept;
-use crate::process::{self, Running};
+use crate::process::{self, Running, Waited};
 use crate::stdin::Input;
 use crate::{shutdown, workload};
 
@@ -213,7 +213,7 @@ impl<'a> Job<'a> {
         if has_stdin && ready[2] || !wants_input {
             self.feed_command()?;
         }
-        self.send_output(false)?;
+        self.send_output()?;
         if ready[1] {
             while let Ok(Some(_)) = self.signals.read_signal() {}
             self.reap();
@@ -245,7 +245,10 @@ impl<'a> Job<'a> {
             match frame {
                 Frame::Stdin(bytes) => self.input.push(bytes).map_err(io::Error::other)?,
                 Frame::StdinRing(total) => self.input.announce(total).map_err(io::Error::other)?,
-                Frame::StdinEof => self.input.end(),
+                Frame::StdinEof => match self.running.terminal {
+                    Some(_) => self.input.end_typed(),
+                    None => self.input.end(),
+                },
                 Frame::Credit(stream, bytes) => {
                     for output in &mut self.outputs {
                         if output.stream == stream {
@@ -265,13 +268,10 @@ impl<'a> Job<'a> {
                         process::resize(terminal, rows, columns);
                     }
                 }
-                Frame::Signal(number) => {
-                    let pid = self.running.pid;
-                    signal_group(pid, number.into());
-                }
-                Frame::Shutdown => {
-                    signal_group(self.running.pid, libc::SIGKILL);
-                }
+                // Once it has been waited for, its number may be somebody else's.
+                Frame::Signal(_) | Frame::Shutdown if self.ended.is_some() => {}
+                Frame::Signal(number) => signal_group(self.running.pid, number.into()),
+                Frame::Shutdown => signal_group(self.running.pid, libc::SIGKILL),
                 _ => return Err(io::Error::other("a frame that only the agent sends")),
             }
         }
@@ -292,21 +292,16 @@ impl<'a> Job<'a> {
             Err(error) => return Err(error),
         }
         if self.input.is_exhausted() {
-            if let (Some(stdin), Some(_)) = (&mut self.running.stdin, &self.running.terminal) {
-                // The end of file that a terminal knows: Ctrl-D.
-                let _ = io::Write::write(stdin, &[4]);
-            }
             self.running.stdin = None;
         }
         Ok(())
     }
 
-    /// Sends what the command has written, as far as the launcher takes it. `all`: whatever the
-    /// credit; used at the end, when the launcher only has the rest of one pipe to come.
-    fn send_output(&mut self, all: bool) -> io::Result<bool> {
+    /// Sends what the command has written, as far as the launcher takes it. Whether there was any.
+    fn send_output(&mut self) -> io::Result<bool> {
         let mut sent = false;
         for output in &mut self.outputs {
-            let most = if all { usize::MAX } else { output.credit };
+            let most = output.credit;
             let Some(pipe) = &mut output.pipe else {
                 continue;
             };
@@ -338,7 +333,7 @@ impl<'a> Job<'a> {
     /// Sends the rest of the output: every writer has ended, so what is in the pipes is all.
     fn drain(&mut self) -> io::Result<()> {
         loop {
-            if self.send_output(false)? {
+            if self.send_output()? {
                 continue;
             }
             let blocked = self
@@ -360,22 +355,9 @@ impl<'a> Job<'a> {
 
     /// Waits for every process that has ended: the command, and orphans that PID 1 inherits.
     fn reap(&mut self) {
-        use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) if pid.as_raw() == self.running.pid => {
-                    // An exit status is eight bits.
-                    self.ended = Some(Outcome::Exited {
-                        status: status as u8,
-                    });
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == self.running.pid => {
-                    self.ended = Some(Outcome::Signalled {
-                        signal: signal as i32 as u8,
-                    });
-                }
-                Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return,
-                Ok(_) | Err(_) => {}
+        while let Waited::Ended(pid, outcome) = process::wait_any() {
+            if pid == self.running.pid {
+                self.ended = Some(outcome);
             }
         }
     }

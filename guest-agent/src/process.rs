@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use apppot_contract::{Contract, Stdin, Terminal};
+use apppot_contract::{Contract, Outcome, Stdin, Terminal};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::pty::{openpty, OpenptyResult, Winsize};
 use nix::unistd::pipe2;
@@ -246,4 +246,41 @@ pub(crate) fn resize(terminal: &OwnedFd, rows: u16, columns: u16) {
     let size = winsize(rows, columns);
     // SAFETY: TIOCSWINSZ reads a winsize. A failure leaves the old size.
     unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+}
+
+/// What there was to wait for.
+pub(crate) enum Waited {
+    /// A process that has ended, and how.
+    Ended(libc::pid_t, Outcome),
+    /// Processes are running, none has ended.
+    Running,
+    /// There are no processes.
+    Nobody,
+}
+
+/// Waits for any process, without waiting. (nix's waitpid does not know real-time signals.)
+pub(crate) fn wait_any() -> Waited {
+    loop {
+        let mut status = 0;
+        // SAFETY: waitpid writes the status, which lives here.
+        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+        return match pid {
+            0 => Waited::Running,
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => continue,
+            -1 => Waited::Nobody,
+            // Exit statuses are eight bits, signals below 65.
+            _ if libc::WIFSIGNALED(status) => Waited::Ended(
+                pid,
+                Outcome::Signalled {
+                    signal: libc::WTERMSIG(status) as u8,
+                },
+            ),
+            _ => Waited::Ended(
+                pid,
+                Outcome::Exited {
+                    status: libc::WEXITSTATUS(status) as u8,
+                },
+            ),
+        };
+    }
 }

@@ -7,9 +7,9 @@ use apppot_contract::link::Frame;
 use apppot_contract::Report;
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sys::reboot::{reboot, RebootMode};
-use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 
 use crate::link::Link;
+use crate::process::{self, Waited};
 
 /// Ends the machine.
 pub(crate) fn end(link: Option<Link>, report: &Report) -> ! {
@@ -62,10 +62,10 @@ pub(crate) fn end_processes(grace: Duration) {
 /// Reaps what has ended; whether anything is left. Every orphan is PID 1's child.
 fn others_exist() -> bool {
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return true,
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(_) => return false,
+        match process::wait_any() {
+            Waited::Ended(..) => {}
+            Waited::Running => return true,
+            Waited::Nobody => return false,
         }
     }
 }

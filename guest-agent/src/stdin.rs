@@ -25,6 +25,8 @@ pub(crate) struct Input {
     ended: bool,
     /// Consumed, but the launcher has not been told.
     owed: u64,
+    /// The last byte that came in a frame.
+    last: Option<u8>,
 }
 
 enum Source {
@@ -48,6 +50,7 @@ impl Input {
             source,
             ended: false,
             owed: 0,
+            last: None,
         }
     }
 
@@ -59,6 +62,7 @@ impl Input {
         match &mut self.source {
             Source::Frames(queue) if queue.len() + bytes.len() <= WINDOW => {
                 queue.extend(bytes);
+                self.last = bytes.last().copied().or(self.last);
                 Ok(())
             }
             Source::Frames(_) => Err("more standard input than the window allows"),
@@ -82,6 +86,17 @@ impl Input {
 
     /// There will be no more.
     pub(crate) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// As [`Input::end`], for a terminal: Ctrl-D is typed, twice after an unfinished line, which the
+    /// first one only hands over.
+    pub(crate) fn end_typed(&mut self) {
+        const CTRL_D: u8 = 4;
+        if let Source::Frames(queue) = &mut self.source {
+            let finished = self.last.is_none_or(|byte| byte == b'\n');
+            queue.extend(std::iter::repeat_n(CTRL_D, if finished { 1 } else { 2 }));
+        }
         self.ended = true;
     }
 

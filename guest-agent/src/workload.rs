@@ -37,23 +37,26 @@ pub(crate) fn find(
                 argv: argv.clone(),
             })
         }
-        Workload::Default => Ok(script(&contract.jobdir).unwrap_or_else(|| shell(identity))),
+        Workload::Default => Ok(script(&contract.jobdir)?.unwrap_or_else(|| shell(identity))),
         Workload::Shell => Ok(shell(identity)),
     }
 }
 
-/// `./apppot-run`, else the image's own.
-fn script(jobdir: &Path) -> Option<Program> {
-    [
+/// `./apppot-run`, else the image's own. A script that is there and cannot be executed is a mistake,
+/// not none.
+fn script(jobdir: &Path) -> Result<Option<Program>, Outcome> {
+    for path in [
         jobdir.join("apppot-run"),
         PathBuf::from("/etc/apppot/autorun"),
-    ]
-    .into_iter()
-    .find(|path| is_executable(path))
-    .map(|path| Program {
-        argv: vec![path.clone().into()],
-        path,
-    })
+    ] {
+        if let Some(path) = judge(&path, &path.to_string_lossy())? {
+            return Ok(Some(Program {
+                argv: vec![path.clone().into()],
+                path,
+            }));
+        }
+    }
+    Ok(None)
 }
 
 /// A login shell: its name starts with a hyphen.
@@ -209,7 +212,11 @@ mod tests {
         };
         assert_eq!(find(&contract, &identity(), &[]).unwrap().argv, ["-sh"]);
         file(directory.path(), "apppot-run", 0o644);
-        assert_eq!(find(&contract, &identity(), &[]).unwrap().argv, ["-sh"]);
+        let refused = find(&contract, &identity(), &[]).unwrap_err();
+        assert!(
+            matches!(refused, Outcome::NotExecutable { .. }),
+            "{refused:?}"
+        );
         file(directory.path(), "apppot-run", 0o755);
         let program = find(&contract, &identity(), &[]).unwrap();
         assert_eq!(program.path, directory.path().join("apppot-run"));

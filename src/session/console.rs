@@ -39,37 +39,30 @@ impl Console {
         self.pipe.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads what is there, once. Whether there may be more.
-    pub(crate) fn read(&mut self) -> bool {
+    /// Reads what is there, once. What is to be shown of it.
+    pub(crate) fn read(&mut self) -> Option<String> {
         let mut buffer = [0; 4096];
-        let Some(pipe) = &mut self.pipe else {
-            return false;
-        };
+        let pipe = self.pipe.as_mut()?;
         match pipe.read(&mut buffer) {
             Ok(0) => self.pipe = None,
             Ok(len) => {
-                self.keep(&buffer[..len]);
-                return true;
+                return Some(self.keep(&buffer[..len]));
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Some(String::new()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.pipe = None,
         }
-        false
+        None
     }
 
-    /// Reads everything that the ended machine has left.
-    pub(crate) fn read_to_end(&mut self) {
-        while self.read() {}
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        if self.show {
-            eprint!("{}", printable(bytes));
-        }
+    fn keep(&mut self, bytes: &[u8]) -> String {
         self.kept.extend(bytes);
         let excess = self.kept.len().saturating_sub(KEPT);
         self.kept.drain(..excess);
+        match self.show {
+            true => printable(bytes),
+            false => String::new(),
+        }
     }
 
     /// The lines that matter, made printable: a panic with what follows, else the last ones.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use apppot_backends::Ring;
 use apppot_contract::link::{Frame, MAX_PAYLOAD, WINDOW};
@@ -16,13 +16,22 @@ const CHUNK: usize = 512 << 10;
 /// The thread that reads standard input, as far as the guest takes it.
 #[derive(Debug)]
 pub(crate) struct Source {
-    credit: mpsc::Sender<u32>,
+    credit: Arc<Credit>,
+}
+
+/// Bytes that the guest has returned and the reader has not yet heard of: a sum, so that a guest
+/// that says it often makes nothing grow.
+#[derive(Debug, Default)]
+struct Credit {
+    bytes: Mutex<u64>,
+    returned: Condvar,
 }
 
 impl Source {
     /// Starts reading; into `ring` when there is one, else into frames.
     pub(crate) fn start(sender: Sender, ring: Option<Ring>) -> io::Result<Self> {
-        let (credit, credits) = mpsc::channel();
+        let credit = Arc::new(Credit::default());
+        let credits = Arc::clone(&credit);
         let way = ring.map_or(Way::Frames { under_way: 0 }, Way::Ring);
         let mut reader = Reader {
             sender,
@@ -37,8 +46,13 @@ impl Source {
 
     /// The guest has consumed `bytes`.
     pub(crate) fn credit(&self, bytes: u32) {
-        // Fails only when the input has ended.
-        let _ = self.credit.send(bytes);
+        let mut sum = self
+            .credit
+            .bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *sum = sum.saturating_add(bytes.into());
+        self.credit.returned.notify_one();
     }
 }
 
@@ -52,7 +66,7 @@ enum Way {
 
 struct Reader {
     sender: Sender,
-    credits: mpsc::Receiver<u32>,
+    credits: Arc<Credit>,
     way: Way,
 }
 
@@ -60,9 +74,7 @@ impl Reader {
     fn run(&mut self) {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let Some(space) = self.space() else {
-                return;
-            };
+            let space = self.space();
             let most = space.min(buffer.len());
             match read(io::stdin().as_fd(), &mut buffer[..most]) {
                 // An input that cannot be read has ended, as programs see it.
@@ -73,29 +85,31 @@ impl Reader {
         self.sender.send(&Frame::StdinEof);
     }
 
-    /// Waits until something can be sent: how much. `None` when the session has ended.
-    fn space(&mut self) -> Option<usize> {
+    /// Waits until something can be sent: how much.
+    fn space(&mut self) -> usize {
+        let credits = Arc::clone(&self.credits);
+        let mut sum = credits.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            while let Ok(bytes) = self.credits.try_recv() {
-                self.return_credit(bytes);
-            }
-            let space = match &self.way {
-                Way::Frames { under_way } => (WINDOW - under_way).min(MAX_PAYLOAD),
-                Way::Ring(ring) => ring.space(),
+            let returned = std::mem::take(&mut *sum);
+            // A guest cannot return more than it was given.
+            let space = match &mut self.way {
+                Way::Frames { under_way } => {
+                    *under_way -=
+                        usize::try_from(returned).map_or(*under_way, |bytes| bytes.min(*under_way));
+                    (WINDOW - *under_way).min(MAX_PAYLOAD)
+                }
+                Way::Ring(ring) => {
+                    ring.credit(returned);
+                    ring.space()
+                }
             };
             if space > 0 {
-                return Some(space);
+                return space;
             }
-            let bytes = self.credits.recv().ok()?;
-            self.return_credit(bytes);
-        }
-    }
-
-    /// A guest cannot return more than it was given.
-    fn return_credit(&mut self, bytes: u32) {
-        match &mut self.way {
-            Way::Frames { under_way } => *under_way = under_way.saturating_sub(bytes as usize),
-            Way::Ring(ring) => ring.credit(bytes.into()),
+            sum = credits
+                .returned
+                .wait(sum)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -144,7 +144,7 @@ impl<'a> Session<'a> {
         loop {
             let ready = self.poll()?;
             if ready.console {
-                self.console.read();
+                self.read_console();
             }
             if ready.link {
                 if let Err(lost) = self.read_link() {
@@ -166,10 +166,6 @@ impl<'a> Session<'a> {
 
     fn poll(&mut self) -> Result<Ready> {
         let next = [self.shutdown_at, self.kill_at].into_iter().flatten().min();
-        let timeout = next.map_or(PollTimeout::NONE, |next| {
-            let left = next.saturating_duration_since(Instant::now());
-            PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-        });
         let mut fds = vec![
             PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
@@ -180,7 +176,7 @@ impl<'a> Session<'a> {
                 .as_fd()
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, timeout(next)) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => return Err(errno).context("cannot wait for the machine"),
         }
@@ -222,6 +218,10 @@ impl<'a> Session<'a> {
     }
 
     fn take(&mut self, frame: &Frame) -> Result<(), Lost> {
+        // The report is the last frame.
+        if self.report.is_some() {
+            return Ok(());
+        }
         match *frame {
             Frame::Hello { protocol, agent } => self.greet(protocol, agent),
             Frame::Stdout(bytes) => self.outputs[0].push(bytes),
@@ -238,7 +238,7 @@ impl<'a> Session<'a> {
             }
             Frame::Log(text) => {
                 if self.terms.show_warnings {
-                    crate::failure::warn(&printable(text));
+                    self.outputs[1].note(&format!("warning: {}\n", printable(text)));
                 }
                 Ok(())
             }
@@ -247,10 +247,11 @@ impl<'a> Session<'a> {
                 self.report = Some(report);
                 // All is in place; a machine that does not power off by itself need not. One whose
                 // writes vanish has nothing more to do.
-                self.kill_at = Some(match self.terms.leaves_disk {
+                let end = match self.terms.leaves_disk {
                     true => Instant::now() + self.terms.last_words,
                     false => Instant::now(),
-                });
+                };
+                self.kill_at = Some(self.kill_at.map_or(end, |earlier| earlier.min(end)));
                 self.shutdown_at = None;
                 Ok(())
             }
@@ -297,14 +298,12 @@ impl<'a> Session<'a> {
                 }
                 continue;
             }
-            let ends = !matches!(signal, libc::SIGUSR1 | libc::SIGUSR2);
+            let ends = ends_the_job(signal);
             if ends && self.asked.is_none() {
                 self.asked = Some(signal);
             }
-            if self.report.is_some() {
-                continue;
-            }
-            if self.boot.is_none() {
+            if self.boot.is_none() || self.report.is_some() {
+                // Nothing runs yet, or nothing any more.
                 if ends {
                     self.machine.kill()?;
                 }
@@ -351,7 +350,7 @@ impl<'a> Session<'a> {
         self.stream
             .set_read_timeout(Some(Duration::from_millis(100)))?;
         while let Ok(true) = self.read_link() {}
-        self.console.read_to_end();
+        while self.read_console() {}
         let end = self.machine.wait(None)?.unwrap_or(MachineEnd::PoweredOff);
         Ok(match (self.report.take(), self.asked) {
             (Some(report), _) => Ending::Reported(report),
@@ -360,15 +359,30 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// Reads the console once. Whether there was something.
+    fn read_console(&mut self) -> bool {
+        let text = self.console.read();
+        if let Some(text) = text.as_ref().filter(|text| !text.is_empty()) {
+            self.outputs[1].note(text);
+        }
+        text.is_some()
+    }
+
     /// Writes out what is left, and puts the terminal back.
     fn finish(mut self, mut ending: Ending) -> Result<Ended> {
         let total = self.started.elapsed();
         for output in &mut self.outputs {
-            output.finish();
+            output.close();
+        }
+        if let Some(given_up) = self.write_out()? {
+            ending = given_up;
+        }
+        let lost = self.outputs.iter().any(Output::has_failed);
+        if lost && ending.exit_status() == 0 {
+            ending = Ending::Lost(Lost::output());
         }
         self.raw = None;
         if let Ending::Lost(lost) = &mut ending {
-            self.console.read_to_end();
             lost.console = self.console.tail();
         }
         Ok(Ended {
@@ -377,6 +391,52 @@ impl<'a> Session<'a> {
             total,
         })
     }
+
+    /// Waits until everything has been written, for as long as the readers take and nobody wants the
+    /// launcher to end; then how it ended instead.
+    fn write_out(&mut self) -> Result<Option<Ending>> {
+        let until = self
+            .terms
+            .deadline
+            .map(|deadline| deadline + self.terms.grace + self.terms.last_words);
+        loop {
+            let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            for output in &self.outputs {
+                let mut ended = [PollFd::new(output.ended(), PollFlags::empty())];
+                poll(&mut ended, PollTimeout::ZERO)?;
+                if ended[0].revents().is_none_or(|events| events.is_empty()) {
+                    fds.push(PollFd::new(output.ended(), PollFlags::empty()));
+                }
+            }
+            if fds.len() == 1 {
+                return Ok(None);
+            }
+            match poll(&mut fds, timeout(until)) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(errno) => return Err(errno).context("cannot wait for the output"),
+            }
+            while let Some(signal) = self.signals.next() {
+                if ends_the_job(signal) {
+                    return Ok(Some(Ending::Stopped(signal)));
+                }
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                return Ok(Some(Ending::TimedOut));
+            }
+        }
+    }
+}
+
+/// Whether a signal asks for the end.
+fn ends_the_job(signal: i32) -> bool {
+    !matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGWINCH)
+}
+
+fn timeout(until: Option<Instant>) -> PollTimeout {
+    until.map_or(PollTimeout::NONE, |until| {
+        let left = until.saturating_duration_since(Instant::now());
+        PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+    })
 }
 
 /// What has something to read.

@@ -1,25 +1,46 @@
-//! The command's output on its way to ours.
+//! The command's output, and our own words about the machine, on their way to our streams.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{mpsc, Arc};
-use std::thread::JoinHandle;
 
 use apppot_contract::link::{Frame, Stream};
+use nix::fcntl::OFlag;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::sender::Sender;
 use super::MAX_PENDING;
 use crate::outcome::Lost;
 
+/// Credit goes back in steps of this many bytes, or when all has been written.
+const CREDIT_STEP: usize = MAX_PENDING / 4;
+
 /// One of our output streams, written by a thread of its own: a reader who stalls stalls nothing
 /// else. Credit goes back as bytes are written.
 #[derive(Debug)]
 pub(crate) struct Output {
-    queue: Option<mpsc::Sender<Vec<u8>>>,
-    pending: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<()>>,
+    queue: Option<mpsc::Sender<Piece>>,
+    state: Arc<State>,
+    /// Hangs up when the thread has ended.
+    ended: OwnedFd,
+}
+
+#[derive(Debug)]
+enum Piece {
+    /// The guest's, who gets credit for it.
+    Guest(Vec<u8>),
+    /// Our own.
+    Note(Vec<u8>),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes in the queue.
+    pending: AtomicUsize,
+    /// Whether something could not be written, and not because nobody wanted it.
+    failed: AtomicBool,
 }
 
 impl Output {
@@ -32,20 +53,23 @@ impl Output {
         // A caller may have closed its standard streams.
         let file = descriptor.try_clone_to_owned().map(OwnedFd::into).ok();
         let (queue, pieces) = mpsc::channel();
-        let pending = Arc::new(AtomicUsize::new(0));
+        let state = Arc::new(State::default());
+        let (ended, ends) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let writer = Writer {
             stream,
             file,
             sender,
-            pending: Arc::clone(&pending),
+            state: Arc::clone(&state),
+            owed: 0,
+            _ends: ends,
         };
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name(format!("{stream:?}"))
             .spawn(move || writer.run(&pieces))?;
         Ok(Output {
             queue: Some(queue),
-            pending,
-            thread: Some(thread),
+            state,
+            ended,
         })
     }
 
@@ -54,23 +78,46 @@ impl Output {
     /// # Errors
     /// The guest has sent more than it had credit for.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Lost> {
-        let before = self.pending.fetch_add(bytes.len(), Ordering::Relaxed);
-        if before + bytes.len() > MAX_PENDING {
+        // Empty frames have no meaning, and would cost memory that nothing bounds.
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let before = self.state.pending.fetch_add(bytes.len(), Ordering::Relaxed);
+        if before + bytes.len() > 2 * MAX_PENDING {
             return Err(Lost::link(&"more output than the window allows"));
         }
-        if let Some(queue) = &self.queue {
-            // The thread ends only when the queue is dropped.
-            let _ = queue.send(bytes.to_vec());
-        }
+        self.send(Piece::Guest(bytes.to_vec()));
         Ok(())
     }
 
-    /// Waits until everything has been written.
-    pub(crate) fn finish(&mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    /// Takes a text of our own, unless too much is waiting already.
+    pub(crate) fn note(&mut self, text: &str) {
+        if self.state.pending.load(Ordering::Relaxed) < MAX_PENDING {
+            self.state.pending.fetch_add(text.len(), Ordering::Relaxed);
+            self.send(Piece::Note(text.as_bytes().to_vec()));
         }
+    }
+
+    fn send(&self, piece: Piece) {
+        if let Some(queue) = &self.queue {
+            // The thread ends only when the queue is dropped.
+            let _ = queue.send(piece);
+        }
+    }
+
+    /// There will be no more. The stream is written out when [`Output::ended`] has hung up.
+    pub(crate) fn close(&mut self) {
+        self.queue = None;
+    }
+
+    /// Whether something could not be written.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.state.failed.load(Ordering::Relaxed)
+    }
+
+    /// A descriptor that hangs up when everything has been written.
+    pub(crate) fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
     }
 }
 
@@ -79,20 +126,30 @@ struct Writer {
     /// `None` when nobody reads.
     file: Option<File>,
     sender: Sender,
-    pending: Arc<AtomicUsize>,
+    state: Arc<State>,
+    /// Written, but the guest has not been told.
+    owed: usize,
+    _ends: OwnedFd,
 }
 
 impl Writer {
-    fn run(mut self, pieces: &mpsc::Receiver<Vec<u8>>) {
+    fn run(mut self, pieces: &mpsc::Receiver<Piece>) {
         if self.file.is_none() {
             self.sender.send(&Frame::Close(self.stream));
         }
-        for bytes in pieces {
-            self.write(&bytes);
-            self.pending.fetch_sub(bytes.len(), Ordering::Relaxed);
-            // A piece is a frame's payload, at most 64 KiB.
-            self.sender
-                .send(&Frame::Credit(self.stream, bytes.len() as u32));
+        for piece in pieces {
+            let (bytes, credit) = match &piece {
+                Piece::Guest(bytes) => (bytes, bytes.len()),
+                Piece::Note(bytes) => (bytes, 0),
+            };
+            self.write(bytes);
+            self.owed += credit;
+            let before = self.state.pending.fetch_sub(bytes.len(), Ordering::Relaxed);
+            if self.owed >= CREDIT_STEP || (self.owed > 0 && before == bytes.len()) {
+                // At most two windows.
+                let owed = std::mem::take(&mut self.owed) as u32;
+                self.sender.send(&Frame::Credit(self.stream, owed));
+            }
         }
     }
 
@@ -103,10 +160,7 @@ impl Writer {
         };
         if let Err(error) = write_all(file, bytes) {
             if error.kind() != io::ErrorKind::BrokenPipe {
-                crate::failure::warn(&format!(
-                    "cannot write the command's {:?}: {error}",
-                    self.stream
-                ));
+                self.state.failed.store(true, Ordering::Relaxed);
             }
             self.file = None;
             self.sender.send(&Frame::Close(self.stream));
@@ -116,8 +170,6 @@ impl Writer {
 
 /// As `Write::write_all`, also to a descriptor that somebody has made non-blocking.
 fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-    use std::os::fd::AsFd;
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

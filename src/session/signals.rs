@@ -27,7 +27,10 @@ impl Signals {
     /// Blocks the signals in this thread and those that it starts. From here on they end nothing by
     /// themselves, so it comes right before the machine is started.
     pub(crate) fn take() -> nix::Result<Self> {
-        let set: SigSet = TAKEN.into_iter().collect();
+        let set: SigSet = TAKEN
+            .into_iter()
+            .filter(|&signal| !is_ignored(signal))
+            .collect();
         set.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         SignalFd::with_flags(&set, flags).map(|descriptor| Signals { descriptor })
@@ -37,6 +40,17 @@ impl Signals {
     pub(crate) fn next(&mut self) -> Option<i32> {
         let info = self.descriptor.read_signal().ok().flatten()?;
         i32::try_from(info.ssi_signo).ok()
+    }
+}
+
+/// What the caller has us ignore (nohup, a shell's background jobs) stays ignored.
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: sigaction with a null action only reads, into a value that lives here.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        signal != Signal::SIGWINCH
+            && libc::sigaction(signal as libc::c_int, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 

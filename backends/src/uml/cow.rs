@@ -80,6 +80,7 @@ fn mtime(metadata: &Metadata) -> u32 {
 pub(crate) fn open(path: &Path, image: &Path) -> Result<File> {
     let image = std::fs::canonicalize(image).map_err(Error::file("open image", image))?;
     let metadata = std::fs::metadata(&image).map_err(Error::file("open image", &image))?;
+    refuse_special(path)?;
     if !path.exists() {
         create(path, &image, &metadata)?;
     }
@@ -97,6 +98,7 @@ pub(crate) fn open(path: &Path, image: &Path) -> Result<File> {
 /// # Errors
 /// As [`open`].
 pub(crate) fn examine(path: &Path, image: &Path) -> Result<()> {
+    refuse_special(path)?;
     if !path.exists() {
         return Ok(());
     }
@@ -133,6 +135,17 @@ fn create(path: &Path, image: &Path, metadata: &Metadata) -> Result<()> {
     file.persist_noclobber(path)
         .map(drop)
         .map_err(|error| failed(error.error))
+}
+
+/// Opening a FIFO would wait for its other end.
+fn refuse_special(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(Error::Overlay {
+            path: path.to_owned(),
+            reason: String::from("it is no file"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn check(file: &File, path: &Path, image: &Path, metadata: &Metadata) -> Result<()> {

@@ -68,6 +68,9 @@ impl Kernel {
             path: path.to_owned(),
             reason: reason.to_owned(),
         };
+        // A bare name would be looked for in PATH when it is started.
+        let real = std::fs::canonicalize(path).map_err(Error::file("open kernel", path))?;
+        let path = real.as_path();
         let metadata = std::fs::metadata(path).map_err(Error::file("open kernel", path))?;
         if !metadata.is_file() {
             return Err(refuse("it is no file"));
@@ -189,7 +192,11 @@ pub fn places() -> Vec<PathBuf> {
     places.push(PathBuf::from("/usr/lib/apppot/linux"));
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin".into());
     for name in ["linux.uml", "linux"] {
-        places.extend(std::env::split_paths(&path).map(|directory| directory.join(name)));
+        places.extend(
+            std::env::split_paths(&path)
+                .filter(|directory| directory.is_absolute())
+                .map(|directory| directory.join(name)),
+        );
     }
     places
 }

@@ -43,7 +43,8 @@ impl UmlMachine {
         let memory = backing.private_directory()?;
         let directory = memory.path.clone();
         let at_end = process::at_end(move || {
-            let _ = directory.map(std::fs::remove_dir);
+            // Guest root may have made files in it.
+            let _ = directory.map(std::fs::remove_dir_all);
         })
         .map_err(Error::system("start the watch over the machine"))?;
         let mut given = Descriptors::default();
