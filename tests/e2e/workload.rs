@@ -33,13 +33,13 @@ fn the_images_own_script() {
         .go()
         .exits(8)
         .prints(&expected);
-    // Not executable: not meant to be run.
+    // A forgotten chmod must not run something else instead.
     job.put("apppot-run", "#!/bin/sh\nexit 1\n");
     job.apppot(&["run"])
         .image(&root)
         .go()
-        .exits(8)
-        .prints(&expected);
+        .exits(126)
+        .says(&["apppot-run: permission denied"]);
     job.script("apppot-run", "#!/bin/sh\nexit 9\n");
     job.apppot(&["run"]).image(&root).go().exits(9);
     assert!(autorun.exists());

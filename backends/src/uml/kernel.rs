@@ -69,8 +69,8 @@ impl Kernel {
             reason: reason.to_owned(),
         };
         // A bare name would be looked for in PATH when it is started.
-        let real = std::fs::canonicalize(path).map_err(Error::file("open kernel", path))?;
-        let path = real.as_path();
+        let absolute = std::path::absolute(path).map_err(Error::file("open kernel", path))?;
+        let path = absolute.as_path();
         let metadata = std::fs::metadata(path).map_err(Error::file("open kernel", path))?;
         if !metadata.is_file() {
             return Err(refuse("it is no file"));
