@@ -42,19 +42,34 @@ proxies() {
     apt-config dump Acquire | grep -E '::(Proxy|Proxy-Auto-Detect|https?::[^:]*) ' || true
 }
 
+# How mmdebstrap becomes root: it is, or is so in a user namespace, or sudo is asked.
+choose_mode() {
+    if (($(id -u) == 0)); then
+        mode=root
+    elif unshare --user true 2>/dev/null && grep -q "^$(id -un):" /etc/subuid; then
+        mode=unshare
+    elif can_be_root; then
+        mode=root become=(as_root)
+    else
+        die "user namespaces cannot be used here, and there is no sudo"
+    fi
+}
+
 # A root filesystem as a tar file. Documentation and translations would be half of it.
 # shellcheck disable=SC2016 # mmdebstrap expands $1
 bootstrap() {
-    local options=() line
+    local options=() line mode become=()
+    choose_mode
     while read -r line; do
         options+=("--aptopt=$line")
     done < <(proxies)
-    mmdebstrap --quiet --variant=essential --include="$(IFS=,; echo "${packages[*]}")" \
+    "${become[@]}" mmdebstrap --quiet --mode="$mode" --format=tar --variant=essential \
+        --include="$(IFS=,; echo "${packages[*]}")" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --customize-hook='chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash user' \
         --customize-hook='echo apppot-debian >"$1/etc/hostname"' \
-        "${options[@]}" "$(suite)" "$work/root.tar" "$1"
+        "${options[@]}" "$(suite)" - "$1" >"$work/root.tar"
 }
 
 # fakeroot remembers owners and devices between tar and mke2fs, which reads the directory: unlike a
