@@ -1,7 +1,7 @@
 //! Entries as bytes: numbers as LEB128, byte strings with their length, everything in a fixed order,
 //! so that equal entries are equal bytes. Decoders trust nothing.
 
-use crate::entry::{Content, Entry, Hash, Kind, Meta, Time, HASH_LEN};
+use crate::entry::{Content, Entry, Hash, Kind, Meta, Time, Xattrs, HASH_LEN};
 
 /// Longest path, bytes (`PATH_MAX` of Linux).
 pub(crate) const MAX_PATH: usize = 4096;
@@ -255,12 +255,12 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    fn xattrs(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Flaw> {
+    fn xattrs(&mut self) -> Result<Xattrs, Flaw> {
         let count = self.number()?;
         if count > MAX_XATTRS {
             return Err("a file has too many extended attributes");
         }
-        let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut xattrs: Xattrs = Vec::new();
         for _ in 0..count {
             let name = self.bytes(255)?;
             let value = self.bytes(MAX_XATTR)?;

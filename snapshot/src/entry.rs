@@ -37,8 +37,11 @@ pub struct Meta {
     /// Extended attributes with their namespace, sorted by name; access control lists are
     /// `system.posix_acl_access` and `system.posix_acl_default`, capabilities are
     /// `security.capability`.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
+
+/// Extended attributes: names with their namespace, and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A moment since the epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,3 +10,9 @@ mod xattrs;
 
 pub use entry::Entry;
 pub use error::{Error, Result};
+pub mod archive;
+pub mod base;
+pub mod diff;
+pub mod merge;
+mod tar;
+pub use tar::hex;

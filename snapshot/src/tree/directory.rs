@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 
-use super::{finish, Found, Tree};
+use super::{finish, Found, Listing, Tree};
 use crate::codec::check_path;
 use crate::content::Contents;
-use crate::entry::{Content, Entry, Kind, Meta, Time};
+use crate::entry::{Content, Entry, Kind, Meta, Time, Xattrs};
 use crate::rules::{Rules, Verdict};
 use crate::{xattrs, Error, Result};
 
@@ -26,6 +26,14 @@ pub struct Directory {
 }
 
 type Key = (u64, u64);
+
+/// A walk on its way.
+#[derive(Default)]
+struct Walk {
+    waiting: Vec<(Vec<u8>, Verdict)>,
+    found: Vec<(Found, Option<Key>)>,
+    covered: Vec<Vec<u8>>,
+}
 
 impl Directory {
     /// Opens the tree at `root`. With `crossing`, other filesystems mounted below belong to it.
@@ -52,14 +60,13 @@ impl Directory {
         }
     }
 
-    /// Lists one directory; subdirectories to be listed go to `waiting`.
+    /// Lists one directory; subdirectories to be listed wait.
     fn list(
         &self,
         directory: &[u8],
         within: Verdict,
         rules: &Rules,
-        waiting: &mut Vec<(Vec<u8>, Verdict)>,
-        found: &mut Vec<(Found, Option<Key>)>,
+        walk: &mut Walk,
     ) -> Result<()> {
         let place = self.place(directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -85,16 +92,17 @@ impl Directory {
                 Err(errno) => return Err(Error::file("examine", self.place(&path))(errno)),
             };
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let verdict = match is_directory && !self.crossing && stat.st_dev != self.device {
-                true => Verdict::Skip,
-                false => rules.judge(&path, is_directory, within),
-            };
+            if is_directory && !self.crossing && stat.st_dev != self.device {
+                walk.covered.push(path);
+                continue;
+            }
+            let verdict = rules.judge(&path, is_directory, within);
             if verdict == Verdict::Keep {
-                found.extend(self.entry(&path, &stat)?);
+                walk.found.extend(self.entry(&path, &stat)?);
             }
             if is_directory && verdict != Verdict::Skip {
                 check_path(&path).map_err(|flaw| too_deep(&self.place(&path), flaw))?;
-                waiting.push((path, verdict));
+                walk.waiting.push((path, verdict));
             }
         }
         Ok(())
@@ -142,15 +150,18 @@ impl Directory {
 }
 
 impl Tree for Directory {
-    fn walk(&self, rules: &Rules) -> Result<Vec<Found>> {
+    fn walk(&self, rules: &Rules) -> Result<Listing> {
         let root = fs::stat(&self.root).map_err(Error::file("examine", &self.root))?;
-        let mut found = Vec::new();
-        found.extend(self.entry(b"", &root)?);
-        let mut waiting = vec![(Vec::new(), Verdict::Keep)];
-        while let Some((directory, verdict)) = waiting.pop() {
-            self.list(&directory, verdict, rules, &mut waiting, &mut found)?;
+        let mut walk = Walk::default();
+        walk.found.extend(self.entry(b"", &root)?);
+        walk.waiting.push((Vec::new(), Verdict::Keep));
+        while let Some((directory, verdict)) = walk.waiting.pop() {
+            self.list(&directory, verdict, rules, &mut walk)?;
         }
-        Ok(finish(found))
+        Ok(Listing {
+            found: finish(walk.found),
+            covered: walk.covered,
+        })
     }
 
     fn open(&self, found: &Found) -> Result<Box<dyn Contents + '_>> {
@@ -222,7 +233,7 @@ impl Contents for LiveFile {
 }
 
 /// The recorded extended attributes of a file, which is not followed.
-pub(crate) fn read_xattrs(place: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(crate) fn read_xattrs(place: &Path) -> io::Result<Xattrs> {
     let names = match growing(|buffer| fs::llistxattr(place, buffer)) {
         Ok(names) => names,
         Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS) => return Ok(Vec::new()),

@@ -26,13 +26,22 @@ pub trait Tree: Sync {
     ///
     /// # Errors
     /// The tree cannot be read, or is deeper than what can be recorded.
-    fn walk(&self, rules: &Rules) -> Result<Vec<Found>>;
+    fn walk(&self, rules: &Rules) -> Result<Listing>;
 
     /// Opens a file that [`walk`](Tree::walk) has found.
     ///
     /// # Errors
     /// It cannot be opened, or is no regular file any more.
     fn open(&self, found: &Found) -> Result<Box<dyn Contents + '_>>;
+}
+
+/// What is in a tree.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// The entries, in the tree's order.
+    pub found: Vec<Found>,
+    /// Directories on which other filesystems are mounted: nothing is known about what is below.
+    pub covered: Vec<Vec<u8>>,
 }
 
 /// An entry, and where the tree finds its file again.
@@ -69,14 +78,15 @@ pub fn record(
     tree: &dyn Tree,
     rules: &Rules,
     progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Vec<Found>> {
-    let mut found = tree.walk(rules)?;
+) -> Result<Listing> {
+    let mut listing = tree.walk(rules)?;
+    let found = &mut listing.found;
     let files: Vec<usize> = (0..found.len())
         .filter(|&at| matches!(&found[at].entry.kind, Kind::File(file) if file.size > 0))
         .collect();
-    let hashed = hash_all(tree, &found, &files, progress)?;
+    let hashed = hash_all(tree, found, &files, progress)?;
     let empty = *blake3::hash(b"").as_bytes();
-    for found in &mut found {
+    for found in found.iter_mut() {
         if let Kind::File(file) = &mut found.entry.kind {
             file.hash = empty;
         }
@@ -84,7 +94,7 @@ pub fn record(
     for (at, content) in hashed {
         found[at].entry.kind = Kind::File(content);
     }
-    Ok(found)
+    Ok(listing)
 }
 
 type Hashed = Vec<(usize, crate::entry::Content)>;

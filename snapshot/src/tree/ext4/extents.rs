@@ -29,6 +29,8 @@ const MAGIC: u16 = 0xf30a;
 const MAX_DEPTH: u16 = 5;
 /// A longer extent is one of blocks that are reserved but hold no data.
 const LONGEST: u16 = 1 << 15;
+/// A file in more pieces than this is taken for damage.
+const MAX_PIECES: usize = 1 << 24;
 
 /// The extents of a file that has a tree of them.
 pub(super) fn from_tree(ext4: &Ext4, inode: &Inode) -> Result<Vec<Extent>> {
@@ -37,7 +39,8 @@ pub(super) fn from_tree(ext4: &Ext4, inode: &Inode) -> Result<Vec<Extent>> {
     if depth > MAX_DEPTH {
         return Err(bad(inode));
     }
-    node(ext4, inode, inode.map(), depth, &mut extents)?;
+    let mut budget = inode.size() / ext4.block_size() + 1024;
+    node(ext4, inode, inode.map(), depth, &mut budget, &mut extents)?;
     // What follows relies on order; a damaged tree has none.
     let ordered = extents
         .windows(2)
@@ -53,6 +56,7 @@ fn node(
     inode: &Inode,
     bytes: &[u8],
     depth: u16,
+    budget: &mut u64,
     extents: &mut Vec<Extent>,
 ) -> Result<()> {
     let (magic, count) = (le16(bytes, 0), usize::from(le16(bytes, 2)));
@@ -60,9 +64,11 @@ fn node(
         return Err(bad(inode));
     }
     for entry in bytes[HEADER..HEADER * (count + 1)].chunks(HEADER) {
+        // A tree whose branches are all the same one has no end.
+        *budget = budget.checked_sub(1).ok_or_else(|| bad(inode))?;
         if depth > 0 {
             let child = ext4.block(join(le32(entry, 4), le16(entry, 8).into()))?;
-            node(ext4, inode, &child, depth - 1, extents)?;
+            node(ext4, inode, &child, depth - 1, budget, extents)?;
             continue;
         }
         let len = le16(entry, 4);
@@ -72,10 +78,6 @@ fn node(
                 len: len.into(),
                 physical: join(le32(entry, 8), le16(entry, 6).into()),
             });
-        }
-        // A tree that leads back to itself has no end.
-        if extents.len() as u64 > inode.size() / ext4.block_size() + 1024 {
-            return Err(bad(inode));
         }
     }
     Ok(())
@@ -114,7 +116,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Follows one pointer, which spans the more blocks the deeper its tree is; 0 is a hole.
     fn pointer(&mut self, block: u64, depth: u32) -> Result<()> {
-        if self.logical >= self.end {
+        if self.logical >= self.end || self.extents.len() >= MAX_PIECES {
             return Ok(());
         }
         if block == 0 {

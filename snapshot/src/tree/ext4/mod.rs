@@ -20,7 +20,7 @@ use std::ops::Range;
 use self::extents::Extent;
 use self::inode::Inode;
 use self::superblock::Superblock;
-use super::{finish, Blocks, Found, Tree};
+use super::{finish, Blocks, Found, Listing, Tree};
 use crate::codec::check_path;
 use crate::content::Contents;
 use crate::entry::{Content, Entry, Kind, Meta};
@@ -257,7 +257,7 @@ impl Ext4 {
 }
 
 impl Tree for Ext4 {
-    fn walk(&self, rules: &Rules) -> Result<Vec<Found>> {
+    fn walk(&self, rules: &Rules) -> Result<Listing> {
         let mut found = Vec::new();
         let root = self.entry(b"", &self.inode(ROOT)?)?;
         let root = root.filter(Entry::is_directory);
@@ -271,7 +271,10 @@ impl Tree for Ext4 {
             }
             self.list(next, rules, &mut waiting, &mut found)?;
         }
-        Ok(finish(found))
+        Ok(Listing {
+            found: finish(found),
+            covered: Vec::new(),
+        })
     }
 
     fn open(&self, found: &Found) -> Result<Box<dyn Contents + '_>> {

@@ -3,6 +3,7 @@
 use super::bytes::{le16, le32};
 use super::inode::Inode;
 use super::{corrupt, Ext4};
+use crate::entry::Xattrs;
 use crate::xattrs::{is_recorded, ACL_ACCESS, ACL_DEFAULT};
 use crate::Result;
 
@@ -25,7 +26,7 @@ const PREFIXES: [(u8, &[u8]); 7] = [
 const SYSTEM: u8 = 7;
 
 /// The recorded attributes of an inode, sorted.
-pub(super) fn read(ext4: &Ext4, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(super) fn read(ext4: &Ext4, inode: &Inode) -> Result<Xattrs> {
     let mut recorded = Vec::new();
     let mut add = |stored: Stored<'_>| -> Result<()> {
         let Some((_, prefix)) = PREFIXES.iter().find(|(index, _)| *index == stored.prefix) else {
