@@ -13,7 +13,7 @@ mod writer;
 
 pub use manifest::{Header, Manifest};
 pub use reader::{Archive, Members};
-pub use writer::{write, Written};
+pub use writer::{forge, write, Written};
 
 /// `apppot-changes` and the version of the format.
 const MAGIC: &[u8] = b"apppot-changes 1\n";

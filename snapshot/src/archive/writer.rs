@@ -84,6 +84,22 @@ fn write_tar(
     put(&[0; 2 * tar::BLOCK])
 }
 
+/// The tar of an archive whose files are all empty, whatever its manifest says of them: for tests of
+/// what a merge refuses.
+#[doc(hidden)]
+#[must_use]
+pub fn forge(manifest: &Manifest) -> Vec<u8> {
+    let bytes = manifest.encode();
+    let mut tar = tar::manifest_header(bytes.len() as u64);
+    tar.extend_from_slice(&bytes);
+    tar.resize(tar.len() + tar::padding(bytes.len() as u64), 0);
+    for entry in manifest.changes.iter().filter_map(|change| member(&change.action)) {
+        tar.extend(tar::header(entry));
+    }
+    tar.resize(tar.len() + 2 * tar::BLOCK, 0);
+    tar
+}
+
 /// The entry that has a member in the tar: everything new, and directories whatever is new of them.
 pub(super) fn member(action: &Action) -> Option<&Entry> {
     match action {

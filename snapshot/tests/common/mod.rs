@@ -14,17 +14,17 @@ use apppot_snapshot::tree::{record, Directory, Listing, Tree};
 use apppot_snapshot::{Entry, Result};
 
 /// Says why a test does not run; where everything has to run, that is a failure.
-pub fn skip(reason: &str) {
+pub(crate) fn skip(reason: &str) {
     assert!(std::env::var_os("CI").is_none(), "cannot run: {reason}");
     eprintln!("skipped: {reason}");
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 /// Runs a shell script in a directory.
-pub fn sh(directory: &Path, script: &str) {
+pub(crate) fn sh(directory: &Path, script: &str) {
     let output = Command::new("sh")
         .args(["-euc", script])
         .current_dir(directory)
@@ -36,58 +36,58 @@ pub fn sh(directory: &Path, script: &str) {
 }
 
 /// A directory that is readable for everyone, as a root filesystem is.
-pub fn fresh(parent: &Path, name: &str) -> PathBuf {
+pub(crate) fn fresh(parent: &Path, name: &str) -> PathBuf {
     let path = parent.join(name);
     std::fs::create_dir(&path).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     path
 }
 
-pub fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status();
     assert!(status.unwrap().success());
 }
 
-pub fn listing(tree: &dyn Tree, rules: &Rules) -> Listing {
+pub(crate) fn listing(tree: &dyn Tree, rules: &Rules) -> Listing {
     record(tree, rules, &|_, _| {}).unwrap()
 }
 
-pub fn entries(listing: &Listing) -> Vec<Entry> {
+pub(crate) fn entries(listing: &Listing) -> Vec<Entry> {
     let found = listing.found.iter();
     found.map(|found| found.entry.clone()).collect()
 }
 
 /// Everything in a directory.
-pub fn state(root: &Path) -> Vec<Entry> {
+pub(crate) fn state(root: &Path) -> Vec<Entry> {
     let tree = Directory::open(root, false).unwrap();
     entries(&listing(&tree, &Rules::everything()))
 }
 
-pub fn base(root: &Path) -> Base {
+pub(crate) fn base(root: &Path) -> Base {
     let tree = Directory::open(root, false).unwrap();
     Base::new(entries(&listing(&tree, &Rules::default())), Source::Image)
 }
 
 /// Writes what changed in `root` since `base` to `archive`.
-pub fn changes(base: &Base, root: &Path, archive: &Path) -> archive::Written {
+pub(crate) fn changes(base: &Base, root: &Path, archive: &Path) -> archive::Written {
     let tree = Directory::open(root, false).unwrap();
     changes_of(base, &tree, archive)
 }
 
-pub fn changes_of(base: &Base, tree: &dyn Tree, archive: &Path) -> archive::Written {
+pub(crate) fn changes_of(base: &Base, tree: &dyn Tree, archive: &Path) -> archive::Written {
     let rules = Rules::default();
     let listing = listing(tree, &rules);
     let out = File::create(archive).unwrap();
     archive::write(out, base, tree, &listing, &rules).unwrap()
 }
 
-pub fn merge_file(archive: &Path, root: &Path) -> Result<Summary> {
+pub(crate) fn merge_file(archive: &Path, root: &Path) -> Result<Summary> {
     let archive = Archive::open(File::open(archive).unwrap())?;
     merge(archive, root, &Options::default())
 }
 
 /// Compares two trees, entry by entry, so that a failure names the first that differs.
-pub fn assert_same(left: &[Entry], right: &[Entry]) {
+pub(crate) fn assert_same(left: &[Entry], right: &[Entry]) {
     for (left, right) in left.iter().zip(right) {
         assert_eq!(left, right);
     }

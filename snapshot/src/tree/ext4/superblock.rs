@@ -122,7 +122,8 @@ impl Superblock {
     pub(super) fn descriptor_block(&self, index: u64) -> u64 {
         let meta = self.incompatible & META_BG != 0;
         if !meta || index < self.first_meta_group {
-            return self.first_data_block + 1 + index;
+            // The first copy of the superblock is at byte 1024, whatever the first data block.
+            return 1024 / self.block_size + 1 + index;
         }
         let group = index * (self.block_size / self.descriptor_size);
         let first = self.first_data_block + group * self.blocks_per_group;
