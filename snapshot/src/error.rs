@@ -69,6 +69,28 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the user can do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Error::OtherBase(_) => {
+                "use the image that the archive was made for, or --changes-any-base to merge it anyway"
+            }
+            Error::Truncated | Error::Checksum => "copy the archive again, or make it again",
+            Error::Moving(_) => "try again when nothing writes to it, or leave it out with --exclude",
+            _ => return None,
+        })
+    }
+
+    /// The error with its cause, on one line.
+    #[must_use]
+    pub fn in_full(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
+
     /// An [`Error::File`] from an I/O error or errno, for `map_err`.
     pub fn file<E: Into<io::Error>>(
         what: &'static str,

@@ -274,7 +274,7 @@ fn another_base_is_noticed_before_anything_is_changed() {
     ] {
         let other = fresh(scene.directory.path(), "base2");
         sh(&other, "echo one >one; echo two >two; mkdir d; mkdir d/new; rmdir d/new");
-        sh(&other, &script.replace("rm -r d one two", "rm -r d one two").replace("rm d/new;", ""));
+        sh(&other, &script.replace("rm d/new;", ""));
         let unchanged = state(&other);
         let error = merge_file(&archive, &other);
         assert!(matches!(error, Err(Error::OtherBase(_))), "{script} {error:?}");

@@ -1,0 +1,50 @@
+//! Changes archives, merged into the appliance's root before anything else happens to it: what the
+//! boot writes there (accounts, host names) is not overwritten, and its mount points are not seen.
+
+use std::fs::File;
+use std::path::Path;
+
+use apppot_contract::{Changes, Contract, Writes};
+use apppot_snapshot::archive::Archive;
+use apppot_snapshot::merge::{is_merged, merge, remember, Options};
+
+use crate::failure::{Failure, Step};
+
+/// Merges the contract's archives into the tree at `root`.
+pub(crate) fn merge_all(contract: &Contract, root: &Path) -> Result<(), Failure> {
+    let kept = contract
+        .root
+        .as_ref()
+        .is_some_and(|root| root.writes == Writes::Device);
+    for (index, changes) in contract.changes.iter().enumerate() {
+        let step = match contract.changes.len() {
+            1 => String::from("merging the changes archive"),
+            count => format!("merging changes archive {} of {count}", index + 1),
+        };
+        merge_one(changes, root, kept).step(step)?;
+    }
+    Ok(())
+}
+
+fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
+    let file = File::open(&changes.source)
+        .map_err(|error| format!("{}: {error}", changes.source.display()))?;
+    let options = Options {
+        check_base: !changes.any_base,
+        ..Options::default()
+    };
+    let merged = || {
+        let archive = Archive::open(file)?;
+        let id = archive.id;
+        // What a job has changed since would be undone.
+        if kept && is_merged(root, &id)? {
+            return Ok(());
+        }
+        merge(archive, root, &options)?;
+        match kept {
+            true => remember(root, &id),
+            false => Ok(()),
+        }
+    };
+    merged().map_err(|error: apppot_snapshot::Error| error.in_full())
+}
