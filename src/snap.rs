@@ -1,6 +1,7 @@
 //! `apppot snap`: what is in an appliance, and what changed in it, without booting it; and the
 //! examination of archives that a job is to start with.
 
+mod cache;
 mod images;
 mod report;
 
@@ -16,7 +17,7 @@ use apppot_snapshot::base::{identify, Base, Source};
 use apppot_snapshot::diff::compare;
 use apppot_snapshot::rules::Rules;
 use apppot_snapshot::tree::{Listing, Tree};
-use apppot_snapshot::{Entry, Error};
+use apppot_snapshot::{hex, Entry, Error};
 
 use crate::cli::{ChangesArgs, General, SnapCommand, WhatChanged};
 use crate::run;
@@ -177,12 +178,15 @@ fn compare_base(archive: &Archive, image: &Image) -> Result<()> {
     if base.source != Source::Image {
         return Ok(());
     }
-    let Some(tree) = images::quick(image)? else {
+    if !images::is_quick(image) {
         return Ok(());
-    };
-    let listing = tree.walk(&Rules::default())?;
-    let found = listing.found.iter().map(|found| &found.entry);
-    if identify(found, Source::Image).fingerprint == base.fingerprint {
+    }
+    let fingerprint = cache::fingerprint(&image.path, || -> Result<_> {
+        let listing = images::open(&image.path, None)?.walk(&Rules::default())?;
+        let found = listing.found.iter().map(|found| &found.entry);
+        Ok(identify(found, Source::Image).fingerprint)
+    })?;
+    if fingerprint == hex(&base.fingerprint) {
         return Ok(());
     }
     let reason = format!("'{}' is not the image that it was made from", image.path.display());

@@ -2,6 +2,7 @@
 //! boot writes there (accounts, host names) is not overwritten, and its mount points are not seen.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use apppot_contract::{Changes, Contract, Writes};
@@ -27,14 +28,18 @@ pub(crate) fn merge_all(contract: &Contract, root: &Path) -> Result<(), Failure>
 }
 
 fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
-    let file = File::open(&changes.source)
+    let file = open(&changes.source)
         .map_err(|error| format!("{}: {error}", changes.source.display()))?;
     let options = Options {
         check_base: !changes.any_base,
         ..Options::default()
     };
     let merged = || {
-        let archive = Archive::open(file)?;
+        // A tree that vanishes with the machine need not be spared.
+        let archive = match kept {
+            true => Archive::open(file)?,
+            false => Archive::stream(file)?,
+        };
         let id = archive.id;
         // What a job has changed since would be undone.
         if kept && is_merged(root, &id)? {
@@ -47,4 +52,13 @@ fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
         }
     };
     merged().map_err(|error: apppot_snapshot::Error| error.in_full())
+}
+
+/// Opens an archive past the page cache, where that can be: its pages would be used once.
+fn open(path: &Path) -> std::io::Result<File> {
+    let direct = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path);
+    direct.or_else(|_| File::open(path))
 }

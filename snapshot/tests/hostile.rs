@@ -223,6 +223,22 @@ fn truncated_and_damaged_archives_are_told_apart() {
 }
 
 #[test]
+fn a_streamed_archive_is_damaged_at_its_end_at_the_latest() {
+    let scene = Scene::new();
+    let whole = std::fs::read(honest(&scene)).unwrap();
+    let merged = |bytes: &[u8]| {
+        let archive = Archive::stream(File::open(scene.archive(bytes)).unwrap())?;
+        merge(archive, &scene.root, &Options::default())
+    };
+    merged(&whole).unwrap();
+    for at in (0..whole.len()).step_by(11) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        assert!(merged(&bytes).is_err(), "{at}");
+    }
+}
+
+#[test]
 fn members_must_be_what_the_manifest_says() {
     let scene = Scene::new();
     let tar = unpacked(&honest(&scene));

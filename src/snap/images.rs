@@ -1,7 +1,7 @@
 //! Appliances as trees, and copies of images.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{self, IsTerminal, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use apppot_backends::image::{Image, ImageKind};
 use apppot_snapshot::rules::Rules;
+use nix::errno::Errno;
+use nix::unistd::{lseek, Whence};
 use apppot_snapshot::tree::{self, Blocks, Cow, Directory, Ext4, Listing, Tree};
 
 use crate::cli::General;
@@ -41,7 +43,8 @@ pub(super) fn record(
     Ok((tree, listing?))
 }
 
-fn open(path: &Path, overlay: Option<&Path>) -> Result<Box<dyn Tree>> {
+/// The appliance as a tree.
+pub(super) fn open(path: &Path, overlay: Option<&Path>) -> Result<Box<dyn Tree>> {
     let image = Image::open(path)?;
     if image.kind == ImageKind::Directory {
         return Ok(Box::new(Directory::open(&image.path, false)?));
@@ -59,12 +62,9 @@ fn open(path: &Path, overlay: Option<&Path>) -> Result<Box<dyn Tree>> {
     Ok(Box::new(Ext4::open(blocks, image.start)?))
 }
 
-/// The image as a tree, when that can be had at once.
-pub(super) fn quick(image: &Image) -> Result<Option<Box<dyn Tree>>> {
-    match image.filesystem {
-        Some("ext4") => open(&image.path, None).map(Some),
-        _ => Ok(None),
-    }
+/// Whether the image can be read without a guest.
+pub(super) fn is_quick(image: &Image) -> bool {
+    image.filesystem == Some("ext4")
 }
 
 /// A file on its way to its name, gone when that is not reached.
@@ -123,17 +123,20 @@ fn copy_blocks(mut source: File, target: &File) -> io::Result<()> {
         return Ok(());
     }
     let len = source.seek(SeekFrom::End(0))?;
-    source.rewind()?;
     target.set_len(len)?;
-    let mut block = vec![0; 1 << 16];
+    let mut block = vec![0; 1 << 20];
     let mut offset = 0;
     while offset < len {
+        offset = match lseek(&source, offset as i64, Whence::SeekData) {
+            Ok(data) => data as u64,
+            // Nothing but a hole follows.
+            Err(Errno::ENXIO) => return Ok(()),
+            Err(_) => offset,
+        };
         let part = (len - offset).min(block.len() as u64) as usize;
-        source.read_exact(&mut block[..part])?;
-        if block[..part].iter().any(|byte| *byte != 0) {
-            target.write_all_at(&block[..part], offset)?;
-        }
+        source.read_exact_at(&mut block[..part], offset)?;
+        target.write_all_at(&block[..part], offset)?;
         offset += part as u64;
     }
-    (&*target).flush()
+    Ok(())
 }

@@ -7,6 +7,7 @@
 //!   device, and ends in the BLAKE3 of all bytes before the hash. It is examined before anything is
 //!   unpacked.
 
+mod chunks;
 mod manifest;
 mod reader;
 mod writer;

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 
+use super::chunks::{Aligned, Chunks};
 use super::writer::member;
 use super::{Manifest, SECTOR, TRAILER, TRAILER_MAGIC};
 use crate::base::WINDOW_LOG;
@@ -14,8 +14,10 @@ use crate::{tar, Error, Result};
 const ZSTD: [u8; 4] = 0xfd2f_b528u32.to_le_bytes();
 /// Largest manifest that is read.
 const MAX_MANIFEST: u64 = 1 << 30;
+/// Bytes that are unpacked at a time.
+const PIECE: usize = 1 << 17;
 
-/// An archive whose checksum has been examined.
+/// An archive whose manifest has been read.
 pub struct Archive {
     /// The checksum.
     pub id: Hash,
@@ -35,7 +37,7 @@ impl std::fmt::Debug for Archive {
     }
 }
 
-type Input = BufReader<zstd::Decoder<'static, BufReader<io::Take<File>>>>;
+type Input = BufReader<zstd::Decoder<'static, Chunks>>;
 
 impl Archive {
     /// Opens an archive, a file or a block device, examines its checksum and reads its manifest.
@@ -43,17 +45,32 @@ impl Archive {
     /// # Errors
     /// It cannot be read, is no archive or one of another version, is truncated or damaged, or
     /// breaks a rule of the format.
-    pub fn open(mut file: File) -> Result<Self> {
+    pub fn open(file: File) -> Result<Self> {
+        let (len, id) = trailer(&file)?;
+        let chunks = Chunks::new(file, len);
+        let file = chunks.check(&id)?;
+        Self::unpack(Chunks::new(file, len), len, id)
+    }
+
+    /// Opens an archive whose checksum is examined while it is merged, and found to be wrong at the
+    /// end only: for trees that nobody sees when the merge fails. Every content is compared with its
+    /// own hash all the same.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for the checksum.
+    pub fn stream(file: File) -> Result<Self> {
+        let (len, id) = trailer(&file)?;
+        let mut chunks = Chunks::new(file, len);
+        chunks.expected = Some(id);
+        Self::unpack(chunks, len, id)
+    }
+
+    fn unpack(chunks: Chunks, len: u64, id: Hash) -> Result<Self> {
         let failed = Error::stream::<io::Error>;
         let what = "read the archive";
-        // The length of a block device is where its end is.
-        let len = file.seek(SeekFrom::End(0)).map_err(failed(what))?;
-        let id = check(&file, len)?;
-        file.rewind().map_err(failed(what))?;
-        let body = BufReader::with_capacity(1 << 17, file.take(len - TRAILER as u64));
-        let mut decoder = zstd::Decoder::with_buffer(body).map_err(failed(what))?;
+        let mut decoder = zstd::Decoder::with_buffer(chunks).map_err(failed(what))?;
         decoder.window_log_max(WINDOW_LOG).map_err(failed(what))?;
-        let mut input = BufReader::with_capacity(1 << 17, decoder.single_frame());
+        let mut input = BufReader::with_capacity(PIECE, decoder.single_frame());
         let manifest = read_manifest(&mut input)?;
         Ok(Archive {
             id,
@@ -66,7 +83,11 @@ impl Archive {
     /// What is in it, and the members' contents.
     #[must_use]
     pub fn into_parts(self) -> (Manifest, Members) {
-        (self.manifest, Members { input: self.input })
+        let members = Members {
+            input: self.input,
+            buffer: Vec::new(),
+        };
+        (self.manifest, members)
     }
 
     /// Reads everything and compares every content with its hash.
@@ -84,41 +105,32 @@ impl Archive {
     }
 }
 
-/// Compares the checksum with the bytes.
-fn check(file: &File, len: u64) -> Result<Hash> {
+/// The length of an archive and the checksum that it has at its end.
+fn trailer(file: &File) -> Result<(u64, Hash)> {
     let failed = Error::stream::<io::Error>;
     let what = "read the archive";
-    let mut head = [0; 4];
-    if len < 4 || file.read_exact_at(&mut head, 0).is_err() || head != ZSTD {
+    // The length of a block device is where its end is.
+    let len = (&*file).seek(SeekFrom::End(0)).map_err(failed(what))?;
+    let mut block = Aligned::new(SECTOR as usize);
+    if len < 4 {
+        return Err(Error::NotArchive(String::from("it is empty")));
+    }
+    block.read(file, 0).map_err(failed(what))?;
+    if !block.bytes().starts_with(&ZSTD) {
         return Err(Error::NotArchive(String::from("it is not in zstd's format")));
     }
-    let mut trailer = [0; TRAILER_MAGIC.len() + HASH_LEN];
     if len < TRAILER as u64 || len % SECTOR != 0 {
         return Err(Error::Truncated);
     }
-    let at = len - trailer.len() as u64;
-    file.read_exact_at(&mut trailer, at)
-        .map_err(failed(what))?;
-    let (magic, hash) = trailer.split_at(TRAILER_MAGIC.len());
-    if magic != TRAILER_MAGIC {
+    block.read(file, len - SECTOR).map_err(failed(what))?;
+    let end = block.bytes();
+    let (rest, hash) = end.split_at(end.len() - HASH_LEN);
+    if !rest.ends_with(TRAILER_MAGIC) {
         return Err(Error::Truncated);
     }
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 18];
-    let end = len - HASH_LEN as u64;
-    let mut offset = 0;
-    while offset < end {
-        let part = (end - offset).min(buffer.len() as u64) as usize;
-        file.read_exact_at(&mut buffer[..part], offset)
-            .map_err(failed(what))?;
-        hasher.update(&buffer[..part]);
-        offset += part as u64;
-    }
-    let id = *hasher.finalize().as_bytes();
-    match id == *hash {
-        true => Ok(id),
-        false => Err(Error::Checksum),
-    }
+    let mut id = [0; HASH_LEN];
+    id.copy_from_slice(hash);
+    Ok((len, id))
 }
 
 fn read_manifest(input: &mut impl Read) -> Result<Manifest> {
@@ -145,6 +157,7 @@ fn read_manifest(input: &mut impl Read) -> Result<Manifest> {
 /// The members of an archive, one after the other.
 pub struct Members {
     input: Input,
+    buffer: Vec<u8>,
 }
 
 impl Members {
@@ -180,7 +193,11 @@ impl Members {
         sink: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; content.stored().min(1 << 17) as usize];
+        let wanted = content.stored().min(PIECE as u64) as usize;
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted, 0);
+        }
+        let buffer = &mut self.buffer;
         for (start, len) in content.stretches() {
             let mut done = 0;
             while done < len {
@@ -210,10 +227,10 @@ impl Members {
         exactly(&mut self.input, &mut end)?;
         let mut more = [0];
         let more = self.input.read(&mut more).map_err(unpacking)?;
-        match end.iter().all(|byte| *byte == 0) && more == 0 {
-            true => Ok(()),
-            false => Err(malformed("there is more in it than its manifest says")),
+        if more > 0 || end.iter().any(|byte| *byte != 0) {
+            return Err(malformed("there is more in it than its manifest says"));
         }
+        self.input.into_inner().finish().finish()
     }
 }
 

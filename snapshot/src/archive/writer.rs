@@ -14,6 +14,8 @@ use crate::{tar, Error, Result};
 
 /// The same level always: the same changes are to give the same bytes.
 const LEVEL: i32 = 3;
+/// 1 MiB: the guest has to have it in memory, page by page.
+const WINDOW: u32 = 20;
 
 /// What was written.
 #[derive(Debug, Clone)]
@@ -46,6 +48,9 @@ pub fn write(
         len: 0,
     };
     let mut encoder = zstd::Encoder::new(out, LEVEL).map_err(failed(what))?;
+    encoder
+        .set_parameter(zstd::zstd_safe::CParameter::WindowLog(WINDOW))
+        .map_err(failed(what))?;
     write_tar(&mut encoder, &manifest, tree, listing)?;
     let out = encoder.finish().map_err(failed(what))?;
     let (id, len) = finish(out).map_err(failed(what))?;
