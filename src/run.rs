@@ -17,8 +17,8 @@ use crate::cli::{Boot, General, MachineArgs};
 use crate::config::{Config, Origin, Values};
 use crate::failure::hinted;
 use crate::outcome;
-use crate::snap;
 use crate::session::{self, terminal, Ended, Signals, Terms};
+use crate::snap;
 use crate::units::Size;
 
 /// The agent, which becomes `/init` of the initramfs.

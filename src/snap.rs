@@ -33,7 +33,8 @@ pub(crate) fn run(command: &SnapCommand, general: &General) -> Result<u8> {
             overlay,
             output,
         } => {
-            let (_, listing) = images::record(image, overlay.as_deref(), &Rules::default(), general)?;
+            let (_, listing) =
+                images::record(image, overlay.as_deref(), &Rules::default(), general)?;
             let base = Base::new(entries(listing), Source::Image);
             write_whole(output, |file| Ok(base.write(file)?))?;
             report::base(&base, output, general);
@@ -112,7 +113,9 @@ fn rules(what: &WhatChanged) -> Result<Rules> {
     const FILE: &str = ".apppotignore";
     let mut rules = Rules::default();
     match std::fs::read_to_string(FILE) {
-        Ok(lines) => rules.add_lines(&lines).context("cannot use '.apppotignore'")?,
+        Ok(lines) => rules
+            .add_lines(&lines)
+            .context("cannot use '.apppotignore'")?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).context("cannot read '.apppotignore'"),
     }
@@ -130,7 +133,12 @@ fn base(path: &Path, general: &General) -> Result<Base> {
     if path.is_file() && !images::is_image(path) {
         let file = File::open(path).with_context(|| format!("cannot open '{}'", path.display()))?;
         let base = Base::read(file);
-        return base.with_context(|| format!("'{}' is neither an image nor a recorded base", path.display()));
+        return base.with_context(|| {
+            format!(
+                "'{}' is neither an image nor a recorded base",
+                path.display()
+            )
+        });
     }
     let (_, listing) = images::record(path, None, &Rules::default(), general)?;
     Ok(Base::new(entries(listing), Source::Image))
@@ -165,7 +173,8 @@ pub(crate) fn examine(
     let changes = paths.iter().map(|path| {
         // The machine's process may have another working directory.
         let real = std::fs::canonicalize(path);
-        let path = real.with_context(|| format!("cannot open changes archive '{}'", path.display()))?;
+        let path =
+            real.with_context(|| format!("cannot open changes archive '{}'", path.display()))?;
         Ok(Changes { path, any_base })
     });
     changes.collect()
@@ -189,7 +198,10 @@ fn compare_base(archive: &Archive, image: &Image) -> Result<()> {
     if fingerprint == hex(&base.fingerprint) {
         return Ok(());
     }
-    let reason = format!("'{}' is not the image that it was made from", image.path.display());
+    let reason = format!(
+        "'{}' is not the image that it was made from",
+        image.path.display()
+    );
     Err(Error::OtherBase(reason).into())
 }
 
@@ -216,7 +228,8 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<
     let new = images::Unfinished::beside(path)?;
     let mut file = BufWriter::new(new.file());
     write(&mut file)?;
-    std::io::Write::flush(&mut file).with_context(|| format!("cannot write '{}'", path.display()))?;
+    std::io::Write::flush(&mut file)
+        .with_context(|| format!("cannot write '{}'", path.display()))?;
     drop(file);
     new.keep(path)
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use apppot_contract::cmdline::{self, Carrier, Found};
 use apppot_contract::link::{Decoder, Frame, Stream};
 use apppot_contract::{
-    document, percent, Boot, Changes, Channel, Contract, Mount, Outcome, Report, Root, Stdin, Terminal,
-    Usage, User, Workload, Writes,
+    document, percent, Boot, Changes, Channel, Contract, Mount, Outcome, Report, Root, Stdin,
+    Terminal, Usage, User, Workload, Writes,
 };
 use proptest::collection::vec;
 use proptest::option;

@@ -28,8 +28,8 @@ pub(crate) fn merge_all(contract: &Contract, root: &Path) -> Result<(), Failure>
 }
 
 fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
-    let file = open(&changes.source)
-        .map_err(|error| format!("{}: {error}", changes.source.display()))?;
+    let file =
+        open(&changes.source).map_err(|error| format!("{}: {error}", changes.source.display()))?;
     let options = Options {
         check_base: !changes.any_base,
         ..Options::default()

@@ -150,9 +150,8 @@ impl Call {
     }
 
     fn write_changes(&self) -> Result<(), String> {
-        let file = File::open(&self.base).map_err(|error| {
-            format!("cannot open the base '{}': {error}", self.base.display())
-        })?;
+        let file = File::open(&self.base)
+            .map_err(|error| format!("cannot open the base '{}': {error}", self.base.display()))?;
         let base = Base::read(file).map_err(|error| in_file(&self.base, &error))?;
         let mut rules = Rules::default();
         if let Ok(lines) = std::fs::read_to_string(".apppotignore") {
@@ -287,7 +286,14 @@ mod tests {
     #[test]
     fn a_system_s_changes_are_merged_into_another() {
         let place = tempfile::tempdir().unwrap();
-        let path = |name: &str| place.path().join(name).into_os_string().into_string().unwrap();
+        let path = |name: &str| {
+            place
+                .path()
+                .join(name)
+                .into_os_string()
+                .into_string()
+                .unwrap()
+        };
         for name in ["one", "two"] {
             std::fs::create_dir_all(place.path().join(name).join("etc")).unwrap();
         }
@@ -300,7 +306,10 @@ mod tests {
         run(&["changes", "-r", &one, "-b", &base, &changes]).unwrap();
         run(&["inspect", &changes]).unwrap();
         run(&["merge", "-r", &two, &changes]).unwrap();
-        assert_eq!(std::fs::read(place.path().join("two/etc/new")).unwrap(), b"new");
+        assert_eq!(
+            std::fs::read(place.path().join("two/etc/new")).unwrap(),
+            b"new"
+        );
         assert!(run(&["merge", "-r", &two, "/nonexistent"]).is_err());
     }
 }

@@ -101,7 +101,11 @@ impl Base {
         let encoder = out
             .into_inner()
             .map_err(|error| failed(what)(error.into_error()))?;
-        encoder.finish().map_err(failed(what))?.flush().map_err(failed(what))
+        encoder
+            .finish()
+            .map_err(failed(what))?
+            .flush()
+            .map_err(failed(what))
     }
 
     /// Reads one.

@@ -153,12 +153,17 @@ mod tests {
             (block, vec![], Some(vec![])),
             (block + 1, vec![], Some(vec![(BLOCK, 1)])),
             (3 * block, vec![block + 9], Some(vec![(BLOCK, BLOCK)])),
-            (3 * block, vec![0, 3 * block - 1], Some(vec![(0, BLOCK), (2 * BLOCK, BLOCK)])),
+            (
+                3 * block,
+                vec![0, 3 * block - 1],
+                Some(vec![(0, BLOCK), (2 * BLOCK, BLOCK)]),
+            ),
             (2 * block, vec![5000, block], None),
         ] {
             let mut bytes = vec![0; len];
             data.iter().for_each(|&at| bytes[at] = 1);
-            let read = |knows| examine(&Memory(bytes.clone(), knows), &mut Buffer::default()).unwrap();
+            let read =
+                |knows| examine(&Memory(bytes.clone(), knows), &mut Buffer::default()).unwrap();
             assert_eq!(read(true), read(false), "{len} {data:?}");
             assert_eq!(read(true).runs, runs, "{len} {data:?}");
             if runs.is_none() {

@@ -12,7 +12,10 @@ pub const DEFAULTS: &[(&str, &[&str])] = &[
         "filesystems that exist only while the system runs",
         &["/dev", "/proc", "/sys", "/run", "/lost+found"],
     ),
-    ("temporary files", &["/tmp/*", "/var/tmp/*", "/var/lock", "/var/run"]),
+    (
+        "temporary files",
+        &["/tmp/*", "/var/tmp/*", "/var/lock", "/var/run"],
+    ),
     (
         "caches that are made again",
         &[
@@ -22,7 +25,10 @@ pub const DEFAULTS: &[(&str, &[&str])] = &[
             "/home/*/.cache",
         ],
     ),
-    ("logs", &["/var/log/*", "/root/.*_history", "/home/*/.*_history"]),
+    (
+        "logs",
+        &["/var/log/*", "/root/.*_history", "/home/*/.*_history"],
+    ),
     (
         "the machine's identity",
         &[
@@ -280,7 +286,14 @@ mod tests {
         ] {
             assert_eq!(verdict(&rules, path), Verdict::Skip, "{path}");
         }
-        for path in ["", "tmp", "var/cache", "etc/passwd", "home/ada/.config", "devices"] {
+        for path in [
+            "",
+            "tmp",
+            "var/cache",
+            "etc/passwd",
+            "home/ada/.config",
+            "devices",
+        ] {
             assert_eq!(verdict(&rules, path), Verdict::Keep, "{path}");
         }
     }

@@ -243,7 +243,11 @@ mod tests {
         for len in 0..200 {
             fields.records.clear();
             fields.record(b"path", &vec![b'a'; len]);
-            let space = fields.records.iter().position(|byte| *byte == b' ').unwrap();
+            let space = fields
+                .records
+                .iter()
+                .position(|byte| *byte == b' ')
+                .unwrap();
             let said = std::str::from_utf8(&fields.records[..space]).unwrap();
             assert_eq!(said.parse(), Ok(fields.records.len()), "{len}");
         }

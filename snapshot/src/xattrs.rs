@@ -29,7 +29,13 @@ mod tests {
         for name in ["user.x", "security.capability", "system.posix_acl_access"] {
             assert!(is_recorded(name.as_bytes()), "{name}");
         }
-        for name in ["trusted.overlay.opaque", "security.ima", "user.", "system.data", "x"] {
+        for name in [
+            "trusted.overlay.opaque",
+            "security.ima",
+            "user.",
+            "system.data",
+            "x",
+        ] {
             assert!(!is_recorded(name.as_bytes()), "{name}");
         }
     }

@@ -111,10 +111,22 @@ fn anywhere(archive: &Path, root: &Path) -> apppot_snapshot::Result<()> {
 
 #[test]
 fn paths_that_leave_the_root_are_refused() {
-    for path in ["../outside", "/etc/x", "a/../../outside", "a//b", ".", "..", "a/", "x\0y"] {
+    for path in [
+        "../outside",
+        "/etc/x",
+        "a/../../outside",
+        "a//b",
+        ".",
+        "..",
+        "a/",
+        "x\0y",
+    ] {
         let scene = Scene::new();
         let error = anywhere(&scene.forged(&[entry(path, empty_file())]), &scene.root);
-        assert!(matches!(error, Err(Error::Malformed(_))), "{path} {error:?}");
+        assert!(
+            matches!(error, Err(Error::Malformed(_))),
+            "{path} {error:?}"
+        );
         scene.untouched();
     }
 }
@@ -148,7 +160,12 @@ fn a_planted_link_is_replaced_not_written_through() {
     anywhere(&scene.forged(&entries), &scene.root).unwrap();
     scene.untouched();
     assert!(scene.root.join("dir").symlink_metadata().unwrap().is_dir());
-    assert!(scene.root.join("file").symlink_metadata().unwrap().is_file());
+    assert!(scene
+        .root
+        .join("file")
+        .symlink_metadata()
+        .unwrap()
+        .is_file());
 }
 
 #[test]
@@ -193,7 +210,10 @@ fn entries_out_of_order_or_twice_are_refused() {
 
 fn honest(scene: &Scene) -> PathBuf {
     let before = base(&scene.root);
-    sh(&scene.root, "echo content >file; mkdir dir; echo other >dir/file");
+    sh(
+        &scene.root,
+        "echo content >file; mkdir dir; echo other >dir/file",
+    );
     let archive = scene.path("changes.tar.zst");
     changes(&before, &scene.root, &archive);
     sh(&scene.root, "rm -r file dir");
@@ -208,13 +228,19 @@ fn truncated_and_damaged_archives_are_told_apart() {
     let open = |bytes: &[u8]| Archive::open(File::open(scene.archive(bytes)).unwrap()).err();
     assert!(open(&whole).is_none());
     for len in [100, 511, whole.len() - 1, whole.len() - 512] {
-        assert!(matches!(open(&whole[..len]), Some(Error::Truncated)), "{len}");
+        assert!(
+            matches!(open(&whole[..len]), Some(Error::Truncated)),
+            "{len}"
+        );
     }
     for at in [8, whole.len() / 2, whole.len() - 1, whole.len() - 40] {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         let error = open(&bytes);
-        assert!(matches!(error, Some(Error::Checksum | Error::Truncated)), "{at} {error:?}");
+        assert!(
+            matches!(error, Some(Error::Checksum | Error::Truncated)),
+            "{at} {error:?}"
+        );
     }
     assert!(matches!(open(b""), Some(Error::NotArchive(_))));
     assert!(matches!(open(&[b'x'; 4096]), Some(Error::NotArchive(_))));
@@ -289,11 +315,17 @@ fn another_base_is_noticed_before_anything_is_changed() {
         "echo ONE >one; rm -r d; echo x >d",
     ] {
         let other = fresh(scene.directory.path(), "base2");
-        sh(&other, "echo one >one; echo two >two; mkdir d; mkdir d/new; rmdir d/new");
+        sh(
+            &other,
+            "echo one >one; echo two >two; mkdir d; mkdir d/new; rmdir d/new",
+        );
         sh(&other, &script.replace("rm d/new;", ""));
         let unchanged = state(&other);
         let error = merge_file(&archive, &other);
-        assert!(matches!(error, Err(Error::OtherBase(_))), "{script} {error:?}");
+        assert!(
+            matches!(error, Err(Error::OtherBase(_))),
+            "{script} {error:?}"
+        );
         assert_eq!(state(&other), unchanged);
         std::fs::remove_dir_all(other).unwrap();
     }

@@ -28,18 +28,25 @@ const ROOT_TREE: &str = r"
     mknod null c 1 3; mknod disk b 259 1000; chown 1000:100 etc/file; chown -h 70000:4000000000 short
     cp /bin/true cap; setcap cap_net_raw+ep cap
 ";
-const WHOLE_SECONDS: &str = "find . -exec touch -h -d @1700000000 {} +; touch -d @1234567890 etc/file many deep";
+const WHOLE_SECONDS: &str =
+    "find . -exec touch -h -d @1700000000 {} +; touch -d @1234567890 etc/file many deep";
 
 /// Makes an image of a directory; false when there is no mke2fs.
 fn image(root: &Path, options: &str) -> Option<PathBuf> {
     let path = root.with_extension("img");
     let _ = std::fs::remove_file(&path);
-    let found = std::process::Command::new("/usr/sbin/mke2fs").arg("-V").output();
+    let found = std::process::Command::new("/usr/sbin/mke2fs")
+        .arg("-V")
+        .output();
     if found.is_err() {
         skip("there is no mke2fs");
         return None;
     }
-    let script = format!("mke2fs -q -F {options} -d {} {} 96M", root.display(), path.display());
+    let script = format!(
+        "mke2fs -q -F {options} -d {} {} 96M",
+        root.display(),
+        path.display()
+    );
     sh(root, &script);
     Some(path)
 }
@@ -87,12 +94,16 @@ fn images_of_every_generation_read_as_their_tree() {
         "-t ext4 -O ea_inode,^metadata_csum",
         "-t ext4 -O bigalloc -C 16384",
     ] {
-        let Some(image) = image(&root, options) else { return };
+        let Some(image) = image(&root, options) else {
+            return;
+        };
         eprintln!("{options}");
         assert_same(&of_image(&image), &wanted);
     }
     for options in ["-t ext3", "-t ext2 -I 128 -b 1024", "-t ext2 -b 4096"] {
-        let Some(image) = image(&root, options) else { return };
+        let Some(image) = image(&root, options) else {
+            return;
+        };
         eprintln!("{options}");
         assert_same(&of_image(&image), &wanted);
     }
@@ -102,7 +113,9 @@ fn images_of_every_generation_read_as_their_tree() {
 fn times_and_attributes_are_read_in_full() {
     let directory = tempfile::tempdir().unwrap();
     let root = make(directory.path());
-    let Some(image) = image(&root, "-t ext4") else { return };
+    let Some(image) = image(&root, "-t ext4") else {
+        return;
+    };
     // Nanoseconds above two bits of seconds.
     let nanoseconds: u32 = 123_456_789 << 2 | 1;
     let script = format!(
@@ -113,12 +126,22 @@ fn times_and_attributes_are_read_in_full() {
     );
     sh(&root, &script);
     let found = of_image(&image);
-    let file = found.iter().find(|entry| entry.path == b"etc/file").unwrap();
+    let file = found
+        .iter()
+        .find(|entry| entry.path == b"etc/file")
+        .unwrap();
     assert_eq!(file.meta.mtime.nanoseconds, 123_456_789);
     assert_eq!(file.meta.mtime.seconds, (1 << 32) - (1 << 31));
-    assert_eq!(file.meta.xattrs, [(b"user.color".to_vec(), b"blue".to_vec())]);
     assert_eq!(
-        found.iter().find(|entry| entry.path == b"hard").unwrap().kind,
+        file.meta.xattrs,
+        [(b"user.color".to_vec(), b"blue".to_vec())]
+    );
+    assert_eq!(
+        found
+            .iter()
+            .find(|entry| entry.path == b"hard")
+            .unwrap()
+            .kind,
         Kind::Link(b"etc/file".to_vec())
     );
 }
@@ -127,7 +150,9 @@ fn times_and_attributes_are_read_in_full() {
 fn another_reader_finds_the_same_names_and_contents() {
     let directory = tempfile::tempdir().unwrap();
     let root = make(directory.path());
-    let Some(image) = image(&root, "-t ext4") else { return };
+    let Some(image) = image(&root, "-t ext4") else {
+        return;
+    };
     let other = ext4_view::Ext4::load_from_path(&image).unwrap();
     for entry in of_image(&image) {
         let path = [b"/", &entry.path[..]].concat();
@@ -148,7 +173,10 @@ fn another_reader_finds_the_same_names_and_contents() {
             _ => {}
         }
         assert_eq!(metadata.mode(), entry.meta.mode);
-        assert_eq!((metadata.uid(), metadata.gid()), (entry.meta.uid, entry.meta.gid));
+        assert_eq!(
+            (metadata.uid(), metadata.gid()),
+            (entry.meta.uid, entry.meta.gid)
+        );
     }
 }
 
@@ -157,7 +185,9 @@ fn a_tree_and_its_image_give_the_same_archive() {
     let directory = tempfile::tempdir().unwrap();
     let root = make(directory.path());
     let empty = common::base(&fresh(directory.path(), "empty"));
-    let Some(image) = image(&root, "-t ext4") else { return };
+    let Some(image) = image(&root, "-t ext4") else {
+        return;
+    };
     // The root's own metadata are mke2fs's; everything else is to be the same.
     let metadata = std::fs::metadata(&root).unwrap();
     let seconds = std::os::unix::fs::MetadataExt::mtime(&metadata);
@@ -190,7 +220,9 @@ impl Blocks for Damaged {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
         self.0.read_exact_at(buffer, offset)?;
         for (at, byte) in &self.1 {
-            let inside = at.checked_sub(offset).and_then(|at| buffer.get_mut(at as usize));
+            let inside = at
+                .checked_sub(offset)
+                .and_then(|at| buffer.get_mut(at as usize));
             if let Some(place) = inside {
                 *place = *byte;
             }
@@ -203,7 +235,9 @@ impl Blocks for Damaged {
 fn damaged_images_are_survived() {
     let directory = tempfile::tempdir().unwrap();
     let root = make(directory.path());
-    let Some(path) = image(&root, "-t ext4 -b 1024") else { return };
+    let Some(path) = image(&root, "-t ext4 -b 1024") else {
+        return;
+    };
     let mut seed = 1u64;
     for _ in 0..100 {
         let damage = (0..200).map(|_| {

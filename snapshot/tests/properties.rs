@@ -15,8 +15,13 @@ use proptest::prelude::*;
 /// What a path stands for in the model.
 #[derive(Debug, Clone)]
 enum Item {
-    File { content: Vec<u8>, mode: u32 },
-    Directory { mode: u32 },
+    File {
+        content: Vec<u8>,
+        mode: u32,
+    },
+    Directory {
+        mode: u32,
+    },
     Symlink(String),
     Fifo,
     /// Another name of the first file of the tree that is there.
@@ -53,7 +58,9 @@ fn pair() -> impl Strategy<Value = (Model, Model)> {
     (model(), model(), any::<u64>()).prop_map(|(first, new, keep)| {
         let kept = first.iter().enumerate();
         let kept = kept.filter(|(at, _)| keep >> (at % 64) & 1 == 1);
-        let mut second: Model = kept.map(|(_, (path, item))| (path.clone(), item.clone())).collect();
+        let mut second: Model = kept
+            .map(|(_, (path, item))| (path.clone(), item.clone()))
+            .collect();
         second.extend(new);
         (first, second)
     })
@@ -66,9 +73,13 @@ fn build(root: &Path, model: &Model) {
         if !above.is_ok_and(|above| above.is_dir()) {
             continue;
         }
-        let mode = |mode| std::fs::set_permissions(&place, PermissionsExt::from_mode(mode)).unwrap();
+        let mode =
+            |mode| std::fs::set_permissions(&place, PermissionsExt::from_mode(mode)).unwrap();
         match item {
-            Item::File { content, mode: bits } => {
+            Item::File {
+                content,
+                mode: bits,
+            } => {
                 std::fs::write(&place, content).unwrap();
                 mode(*bits);
             }

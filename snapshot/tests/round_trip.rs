@@ -74,7 +74,10 @@ fn round_trip(base_script: &str, changes_script: &str) {
     let again = directory.path().join("again.tar.zst");
     changes(&base, &copied, &again);
     let bytes = |path: &Path| std::fs::read(path).unwrap();
-    assert!(bytes(&archive) == bytes(&again), "the archive depends on the place");
+    assert!(
+        bytes(&archive) == bytes(&again),
+        "the archive depends on the place"
+    );
     no_leftovers(&copied);
 }
 
@@ -131,7 +134,10 @@ fn changes_are_only_what_changed() {
     let root = fresh(directory.path(), "root");
     sh(&root, BASE);
     let base = base(&root);
-    sh(&root, "printf 'wirst\\n' >content; touch -d @1000 content; chmod 600 kept; rm -r dir");
+    sh(
+        &root,
+        "printf 'wirst\\n' >content; touch -d @1000 content; chmod 600 kept; rm -r dir",
+    );
     let written = changes(&base, &root, &directory.path().join("c"));
     let shown: Vec<String> = written
         .manifest
@@ -155,7 +161,10 @@ fn a_sparse_file_of_4_gib_costs_nothing() {
     let copied = directory.path().join("copy");
     copy(&root, &copied);
     let base = base(&root);
-    sh(&root, "truncate -s 4G big; printf x | dd of=big bs=1 seek=3000000000 conv=notrunc status=none");
+    sh(
+        &root,
+        "truncate -s 4G big; printf x | dd of=big bs=1 seek=3000000000 conv=notrunc status=none",
+    );
     let archive = directory.path().join("changes.tar.zst");
     let written = changes(&base, &root, &archive);
     assert!(written.len < 4096, "{}", written.len);
@@ -171,9 +180,16 @@ fn tar_reads_what_is_new() {
     let root = fresh(directory.path(), "root");
     let base = base(&root);
     let long = "d".repeat(120);
-    sh(&root, &format!("{BASE}\nmkdir -p {long}; echo x >{long}/{long}; touch -d @7.5 {long}/{long}"));
+    sh(
+        &root,
+        &format!("{BASE}\nmkdir -p {long}; echo x >{long}/{long}; touch -d @7.5 {long}/{long}"),
+    );
     changes(&base, &root, &directory.path().join("c.tar.zst"));
-    if std::process::Command::new("zstd").arg("-V").output().is_err() {
+    if std::process::Command::new("zstd")
+        .arg("-V")
+        .output()
+        .is_err()
+    {
         return skip("there is no zstd program");
     }
     let out = fresh(directory.path(), "out");

@@ -12,9 +12,15 @@ use apppot_snapshot::entry::Hash;
 use apppot_snapshot::hex;
 
 /// The remembered fingerprint of the image at `path`, or the one that `make` gives.
-pub(super) fn fingerprint<E>(path: &Path, make: impl FnOnce() -> Result<Hash, E>) -> Result<String, E> {
+pub(super) fn fingerprint<E>(
+    path: &Path,
+    make: impl FnOnce() -> Result<Hash, E>,
+) -> Result<String, E> {
     let place = std::fs::metadata(path).ok().and_then(|image| place(&image));
-    if let Some(known) = place.as_ref().and_then(|place| std::fs::read_to_string(place).ok()) {
+    if let Some(known) = place
+        .as_ref()
+        .and_then(|place| std::fs::read_to_string(place).ok())
+    {
         if known.len() == 64 {
             return Ok(known);
         }

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use apppot_backends::image::{Image, ImageKind};
 use apppot_snapshot::rules::Rules;
+use apppot_snapshot::tree::{self, Blocks, Cow, Directory, Ext4, Listing, Tree};
 use nix::errno::Errno;
 use nix::unistd::{lseek, Whence};
-use apppot_snapshot::tree::{self, Blocks, Cow, Directory, Ext4, Listing, Tree};
 
 use crate::cli::General;
 use crate::failure::hinted;
@@ -51,7 +51,10 @@ pub(super) fn open(path: &Path, overlay: Option<&Path>) -> Result<Box<dyn Tree>>
     }
     if image.filesystem != Some("ext4") {
         return Err(hinted(
-            format!("it holds {}, which is read in a guest only", image.filesystem.unwrap_or("no filesystem")),
+            format!(
+                "it holds {}, which is read in a guest only",
+                image.filesystem.unwrap_or("no filesystem")
+            ),
             "use apppot-snap in the appliance: apppot run --image IMAGE --root -- apppot-snap base",
         ));
     }
@@ -79,9 +82,17 @@ impl Unfinished {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".apppot-new-{}", std::process::id()));
         let new = PathBuf::from(name);
-        let file = File::options().read(true).write(true).create_new(true).open(&new);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&new);
         let file = file.with_context(|| format!("cannot write '{}'", path.display()))?;
-        Ok(Unfinished { file, path: new, kept: false })
+        Ok(Unfinished {
+            file,
+            path: new,
+            kept: false,
+        })
     }
 
     pub(super) fn file(&self) -> &File {

@@ -19,7 +19,11 @@ pub(super) fn base(base: &Base, path: &Path, general: &General) {
         let files = base.entries.len();
         println!("{}", json!({ "file": path, "base": id, "files": files }));
     } else if !general.quiet {
-        eprintln!("{}: {} files, base {id}", path.display(), base.entries.len());
+        eprintln!(
+            "{}: {} files, base {id}",
+            path.display(),
+            base.entries.len()
+        );
     }
 }
 
@@ -52,7 +56,11 @@ pub(super) fn archive(archive: &Archive, general: &General) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "archive  {}", hex(&archive.id))?;
     writeln!(out, "base     {}", hex(&header.base.tree))?;
-    writeln!(out, "size     {} bytes, {} unpacked", archive.len, header.stored)?;
+    writeln!(
+        out,
+        "size     {} bytes, {} unpacked",
+        archive.len, header.stored
+    )?;
     lines(&archive.manifest)
 }
 

@@ -5,7 +5,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{Boot, Changes, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes};
+use super::{
+    Boot, Changes, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes,
+};
 use crate::token::{number, parse, Error, Token, TERM};
 
 /// What has been read so far: every key at most once, the repeated ones in order.

@@ -40,6 +40,12 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(archive) = Archive::open(File::open(&path).expect("a file")) {
         let _ = merge(archive, &root, &options);
     }
-    assert_eq!(fs::read(directory.path().join("outside")).expect("it is there"), b"x");
-    assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 3);
+    assert_eq!(
+        fs::read(directory.path().join("outside")).expect("it is there"),
+        b"x"
+    );
+    assert_eq!(
+        fs::read_dir(directory.path()).expect("it is there").count(),
+        3
+    );
 });

@@ -10,7 +10,10 @@ fuzz_target!(|input: &[u8]| {
         if let Ok(base) = Base::read(bytes) {
             let mut written = Vec::new();
             base.write(&mut written).expect("memory");
-            assert_eq!(Base::read(&written[..]).expect("what was read can be written"), base);
+            assert_eq!(
+                Base::read(&written[..]).expect("what was read can be written"),
+                base
+            );
         }
     }
 });

@@ -15,7 +15,10 @@ struct Memory(Vec<u8>);
 impl Blocks for Memory {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let part = self.0.get(start..).and_then(|rest| rest.get(..buffer.len()));
+        let part = self
+            .0
+            .get(start..)
+            .and_then(|rest| rest.get(..buffer.len()));
         buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }

@@ -76,9 +76,9 @@ impl Manifest {
     /// # Errors
     /// It is of another version or breaks a rule.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| {
-            Error::NotArchive(String::from("its manifest is of another version"))
-        })?;
+        let rest = bytes
+            .strip_prefix(MAGIC)
+            .ok_or_else(|| Error::NotArchive(String::from("its manifest is of another version")))?;
         Self::decode_rest(rest).map_err(|flaw| Error::Malformed(flaw.to_owned()))
     }
 

@@ -117,7 +117,9 @@ fn trailer(file: &File) -> Result<(u64, Hash)> {
     }
     block.read(file, 0).map_err(failed(what))?;
     if !block.bytes().starts_with(&ZSTD) {
-        return Err(Error::NotArchive(String::from("it is not in zstd's format")));
+        return Err(Error::NotArchive(String::from(
+            "it is not in zstd's format",
+        )));
     }
     if len < TRAILER as u64 || len % SECTOR != 0 {
         return Err(Error::Truncated);

@@ -98,7 +98,11 @@ pub fn forge(manifest: &Manifest) -> Vec<u8> {
     let mut tar = tar::manifest_header(bytes.len() as u64);
     tar.extend_from_slice(&bytes);
     tar.resize(tar.len() + tar::padding(bytes.len() as u64), 0);
-    for entry in manifest.changes.iter().filter_map(|change| member(&change.action)) {
+    for entry in manifest
+        .changes
+        .iter()
+        .filter_map(|change| member(&change.action))
+    {
         tar.extend(tar::header(entry));
     }
     tar.resize(tar.len() + 2 * tar::BLOCK, 0);

@@ -27,8 +27,8 @@ pub(super) fn check(manifest: &Manifest, root: &Path) -> Result<()> {
             continue;
         }
         // The base does not record what is left out by default, so the archive knows no past of it.
-        let unrecorded = change.prior.is_none()
-            && rules.judge_whole(&change.path, false) != Verdict::Keep;
+        let unrecorded =
+            change.prior.is_none() && rules.judge_whole(&change.path, false) != Verdict::Keep;
         if !unrecorded {
             return Err(different(change, now.is_some()));
         }

@@ -196,7 +196,10 @@ impl Directories {
         let (parent, name) = split(path).ok_or(Errno::ISDIR)?;
         let root = self.levels.first().ok_or(Errno::BADF)?;
         let mut directory = fs::openat(&root.directory, ".", DIRECTORY, Mode::empty())?;
-        for name in parent.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        for name in parent
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
             directory = fs::openat(&directory, name, DIRECTORY, Mode::empty())?;
         }
         Ok((directory, name))

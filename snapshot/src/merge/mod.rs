@@ -153,9 +153,7 @@ impl Merge<'_> {
         self.summary.kept += 1;
         match &change.action {
             Action::Put(entry) => members.next(entry, &mut |_, _| Ok(())),
-            Action::Meta(entry) if entry.is_directory() => {
-                members.next(entry, &mut |_, _| Ok(()))
-            }
+            Action::Meta(entry) if entry.is_directory() => members.next(entry, &mut |_, _| Ok(())),
             _ => Ok(()),
         }
     }
@@ -191,7 +189,8 @@ impl Merge<'_> {
                 self.directories.touched();
             }
         }
-        self.directories.enter(&entry.path, entry.meta.clone(), self.options.privileged)
+        self.directories
+            .enter(&entry.path, entry.meta.clone(), self.options.privileged)
     }
 
     fn alter(&mut self, entry: &Entry) -> Result<()> {

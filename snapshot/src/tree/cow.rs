@@ -42,7 +42,9 @@ impl Cow {
         let header = Header::decode(&header)?;
         let image = image.unwrap_or(&header.image);
         let base = File::open(image).map_err(Error::file("open image", image))?;
-        let metadata = base.metadata().map_err(Error::file("examine image", image))?;
+        let metadata = base
+            .metadata()
+            .map_err(Error::file("examine image", image))?;
         // The header has 32 bits of the time.
         if metadata.len() != header.size || metadata.mtime() as u32 != header.mtime {
             return Err(Error::Overlay(

@@ -259,9 +259,7 @@ pub(crate) fn read_xattrs(place: &Path) -> io::Result<Xattrs> {
 }
 
 /// Calls with an ever larger buffer until the answer fits.
-fn growing(
-    call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Vec<u8>> {
+fn growing(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
     let mut buffer = vec![0; 256];
     loop {
         match call(&mut buffer) {

@@ -144,20 +144,19 @@ fn hash_all(
     });
     match failure.into_inner() {
         Ok(Some(error)) => Err(error),
-        _ if hashed.len() < files.len() => {
-            Err(Error::Filesystem(String::from("a thread that hashes files has died")))
-        }
+        _ if hashed.len() < files.len() => Err(Error::Filesystem(String::from(
+            "a thread that hashes files has died",
+        ))),
         _ => Ok(hashed),
     }
 }
 
 fn hash(tree: &dyn Tree, found: &Found, buffer: &mut Buffer) -> Result<crate::entry::Content> {
     let file = tree.open(found)?;
-    let content = content::examine(file.as_ref(), buffer)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Moving(found.entry.shown()),
-            _ => Error::file("read", found.entry.shown())(error),
-        })?;
+    let content = content::examine(file.as_ref(), buffer).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Error::Moving(found.entry.shown()),
+        _ => Error::file("read", found.entry.shown())(error),
+    })?;
     match &found.entry.kind {
         Kind::File(file) if file.size == content.size => Ok(content),
         _ => Err(Error::Moving(found.entry.shown())),

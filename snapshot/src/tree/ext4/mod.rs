@@ -262,7 +262,13 @@ impl Tree for Ext4 {
         let root = self.entry(b"", &self.inode(ROOT)?)?;
         let root = root.filter(Entry::is_directory);
         let entry = root.ok_or_else(|| corrupt("its root is no directory"))?;
-        found.push((Found { entry, inode: u64::from(ROOT) }, None));
+        found.push((
+            Found {
+                entry,
+                inode: u64::from(ROOT),
+            },
+            None,
+        ));
         let mut waiting = vec![(Vec::new(), ROOT, Verdict::Keep)];
         let mut seen = HashSet::new();
         while let Some(next) = waiting.pop() {
@@ -305,7 +311,9 @@ impl Contents for StoredFile<'_> {
         while done < buffer.len() {
             let at = offset + done as u64;
             let left = (buffer.len() - done) as u64;
-            let index = self.extents.partition_point(|extent| extent.end() * size <= at);
+            let index = self
+                .extents
+                .partition_point(|extent| extent.end() * size <= at);
             let part = |len: u64| done..done + left.min(len) as usize;
             let range = match self.extents.get(index) {
                 Some(extent) if extent.logical * size <= at => {
@@ -329,7 +337,9 @@ impl Contents for StoredFile<'_> {
 
     fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let size = self.ext4.block_size();
-        let index = self.extents.partition_point(|extent| extent.end() * size <= offset);
+        let index = self
+            .extents
+            .partition_point(|extent| extent.end() * size <= offset);
         let next = self.extents.get(index).map(|extent| {
             let start = (extent.logical * size).max(offset);
             start..(extent.end() * size).min(self.size)

@@ -6,8 +6,18 @@ use crate::tree::Blocks;
 use crate::{Error, Result};
 
 /// Features without which the filesystem cannot be understood, and that are understood here.
-const KNOWN: u32 = FILETYPE | RECOVERY | META_BG | EXTENTS | BITS64 | MMP | FLEX_BG | EA_INODE
-    | CSUM_SEED | LARGEDIR | INLINE_DATA | CASEFOLD;
+const KNOWN: u32 = FILETYPE
+    | RECOVERY
+    | META_BG
+    | EXTENTS
+    | BITS64
+    | MMP
+    | FLEX_BG
+    | EA_INODE
+    | CSUM_SEED
+    | LARGEDIR
+    | INLINE_DATA
+    | CASEFOLD;
 
 const FILETYPE: u32 = 0x2;
 const RECOVERY: u32 = 0x4;
@@ -59,7 +69,9 @@ pub(super) struct Superblock {
 impl Superblock {
     pub(super) fn read(blocks: &dyn Blocks, offset: u64) -> Result<Self> {
         let mut raw = [0; 1024];
-        let at = offset.checked_add(1024).ok_or_else(|| corrupt("its place"))?;
+        let at = offset
+            .checked_add(1024)
+            .ok_or_else(|| corrupt("its place"))?;
         blocks
             .read_at(&mut raw, at)
             .map_err(Error::stream("read the image"))?;
