@@ -35,6 +35,14 @@ usage: apppot-snap COMMAND [OPTION]... [FILE]
 
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
+    // A reader that has seen enough ends this program, as it does any other.
+    // SAFETY: there is no second thread yet, and no handler of ours.
+    let _ = unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGPIPE,
+            nix::sys::signal::SigHandler::SigDfl,
+        )
+    };
     match Call::parse(std::env::args_os().skip(1)).and_then(|call| call.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
