@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -27,9 +28,11 @@ pub(super) struct Directories {
 
 struct Level {
     path: Vec<u8>,
-    directory: OwnedFd,
+    directory: Rc<OwnedFd>,
     before: Stat,
     touched: bool,
+    /// Whether new files in it have no attributes but those that they are given.
+    bare: bool,
     /// What it is to have when it is left.
     meta: Option<(Meta, bool)>,
 }
@@ -49,18 +52,21 @@ impl Directories {
 
     fn push(&mut self, path: Vec<u8>, directory: OwnedFd) -> Result<()> {
         let before = fs::fstat(&directory).map_err(Error::file("examine", shown(&path)))?;
+        // What a directory hands down are access control lists, and labels where there are any.
+        let bare = self.writing && fs::flistxattr(&directory, &mut [0; 1]) == Ok(0);
         self.levels.push(Level {
             path,
-            directory,
+            directory: Rc::new(directory),
             before,
             touched: false,
+            bare,
             meta: None,
         });
         Ok(())
     }
 
     /// The directory that holds `path`, made if it is missing, and the name in it.
-    pub(super) fn parent<'p>(&mut self, path: &'p [u8]) -> Result<(OwnedFd, &'p [u8])> {
+    pub(super) fn parent<'p>(&mut self, path: &'p [u8]) -> Result<(Rc<OwnedFd>, &'p [u8])> {
         let (parent, name) = split(path).unwrap_or((b"", b"."));
         match self.go(parent, true)? {
             true => Ok((self.here(parent)?, name)),
@@ -72,7 +78,7 @@ impl Directories {
     pub(super) fn existing_parent<'p>(
         &mut self,
         path: &'p [u8],
-    ) -> Result<Option<(OwnedFd, &'p [u8])>> {
+    ) -> Result<Option<(Rc<OwnedFd>, &'p [u8])>> {
         let (parent, name) = split(path).unwrap_or((b"", b"."));
         match self.go(parent, false)? {
             true => Ok(Some((self.here(parent)?, name))),
@@ -80,12 +86,15 @@ impl Directories {
         }
     }
 
-    fn here(&self, path: &[u8]) -> Result<OwnedFd> {
+    fn here(&self, path: &[u8]) -> Result<Rc<OwnedFd>> {
         let last = self.levels.last();
         let last = last.ok_or_else(|| Error::file("open directory", shown(path))(Errno::BADF))?;
-        last.directory
-            .try_clone()
-            .map_err(Error::file("open directory", shown(path)))
+        Ok(Rc::clone(&last.directory))
+    }
+
+    /// Whether new files in the directory that was asked for last have no attributes.
+    pub(super) fn is_bare(&self) -> bool {
+        self.levels.last().is_some_and(|level| level.bare)
     }
 
     /// Notes that names were changed in the directory that was asked for last.
@@ -136,13 +145,13 @@ impl Directories {
             true => name.to_owned(),
             false => [&level.path[..], b"/", name].concat(),
         };
-        let mut opened = fs::openat(&level.directory, name, DIRECTORY, Mode::empty());
+        let mut opened = fs::openat(level.directory.as_fd(), name, DIRECTORY, Mode::empty());
         if make && matches!(opened, Err(Errno::NOENT)) {
             let mode = Mode::from_raw_mode(0o755);
-            fs::mkdirat(&level.directory, name, mode)
+            fs::mkdirat(level.directory.as_fd(), name, mode)
                 .map_err(Error::file("make directory", shown(&path)))?;
             level.touched = true;
-            opened = fs::openat(&level.directory, name, DIRECTORY, Mode::empty());
+            opened = fs::openat(level.directory.as_fd(), name, DIRECTORY, Mode::empty());
         }
         match opened {
             Ok(directory) => {
@@ -162,12 +171,12 @@ impl Directories {
         if !self.writing {
             return Ok(());
         }
-        let failed = |path: &[u8]| Error::file("change", shown(path));
         if let Some((meta, privileged)) = level.meta {
-            let node = Node::from(level.directory, level.before);
-            return node
+            let directory = level.directory.try_clone();
+            let directory = directory.map_err(Error::file("change", shown(&level.path)))?;
+            return Node::from(directory, level.before)
                 .set_meta(&meta, privileged)
-                .map_err(failed(&level.path));
+                .map_err(Error::file("change", shown(&level.path)));
         }
         if level.touched {
             let time = Timespec {
@@ -178,7 +187,8 @@ impl Directories {
                 last_access: super::node::OMIT,
                 last_modification: time,
             };
-            fs::futimens(&level.directory, &times).map_err(failed(&level.path))?;
+            fs::futimens(level.directory.as_fd(), &times)
+                .map_err(Error::file("change", shown(&level.path)))?;
         }
         Ok(())
     }
@@ -195,7 +205,7 @@ impl Directories {
     pub(super) fn apart<'p>(&self, path: &'p [u8]) -> rustix::io::Result<(OwnedFd, &'p [u8])> {
         let (parent, name) = split(path).ok_or(Errno::ISDIR)?;
         let root = self.levels.first().ok_or(Errno::BADF)?;
-        let mut directory = fs::openat(&root.directory, ".", DIRECTORY, Mode::empty())?;
+        let mut directory = fs::openat(root.directory.as_fd(), ".", DIRECTORY, Mode::empty())?;
         for name in parent
             .split(|byte| *byte == b'/')
             .filter(|name| !name.is_empty())

@@ -22,7 +22,7 @@ use self::directories::Directories;
 use self::node::Node;
 use crate::archive::{Archive, Manifest, Members};
 use crate::diff::{Action, Change};
-use crate::entry::{shown, split, Entry, Hash, Kind};
+use crate::entry::{shown, split, Content, Entry, Hash, Kind};
 use crate::rules::is_own;
 use crate::{hex, Error, Result};
 
@@ -206,47 +206,58 @@ impl Merge<'_> {
     fn make(&mut self, entry: &Entry, members: &mut Members) -> Result<()> {
         let (parent, name) = self.directories.parent(&entry.path)?;
         let temporary = node::Temporary::new(parent.as_fd());
-        let failed = |what| move |errno: Errno| Error::file(what, entry.shown())(errno);
-        match &entry.kind {
-            Kind::File(content) => {
-                let file = temporary.make(failed("make"), |parent, name| {
-                    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                    fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
-                })?;
-                self.summary.bytes += content.stored();
-                fill(&File::from(file), entry, content.size, members)?;
-            }
+        let is_link = matches!(entry.kind, Kind::Link(_));
+        let made = match &entry.kind {
+            Kind::File(content) => Some(self.file(content, entry, &temporary, members)?),
             Kind::Link(leader) => {
                 members.next(entry, &mut |_, _| Ok(()))?;
                 self.link(leader, entry, &temporary)?;
+                None
             }
             kind => {
                 members.next(entry, &mut |_, _| Ok(()))?;
                 self.special(kind, entry, &temporary)?;
+                Node::open(&parent, temporary.name())
+                    .map_err(Error::file("examine", entry.shown()))?
             }
-        }
-        if !matches!(entry.kind, Kind::Link(_)) {
-            let node = Node::open(&parent, temporary.name()).map_err(failed("examine"))?;
-            let node = node.ok_or_else(|| missing(entry))?;
+        };
+        if let Some(node) = made {
+            let node = match self.directories.is_bare() {
+                true => node.bare(),
+                false => node,
+            };
             node.set_meta(&entry.meta, self.options.privileged)
                 .map_err(Error::file("change", entry.shown()))?;
         }
-        if self.is_directory(&parent, name, entry)? {
-            remove_old(&parent, name, entry)?;
-        }
-        temporary.rename(name).map_err(failed("rename"))?;
+        let moved = match temporary.rename(name, is_link) {
+            Err(Errno::ISDIR) => {
+                remove_old(&parent, name, entry)?;
+                temporary.rename(name, is_link)
+            }
+            moved => moved,
+        };
+        moved.map_err(Error::file("rename", entry.shown()))?;
         self.directories.touched();
         Ok(())
     }
 
-    fn is_directory(
-        &self,
-        parent: &std::os::fd::OwnedFd,
-        name: &[u8],
+    fn file(
+        &mut self,
+        content: &Content,
         entry: &Entry,
-    ) -> Result<bool> {
-        let node = Node::open(parent, name).map_err(Error::file("examine", entry.shown()))?;
-        Ok(node.is_some_and(|node| node.kind() == FileType::Directory))
+        temporary: &node::Temporary,
+        members: &mut Members,
+    ) -> Result<Node> {
+        let failed = |errno: Errno| Error::file("make", entry.shown())(errno);
+        let file = temporary.make(failed, |parent, name| {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+        })?;
+        let stat = fs::fstat(&file).map_err(failed)?;
+        let file = File::from(file);
+        fill(&file, entry, content, members)?;
+        self.summary.bytes += content.stored();
+        Ok(Node::from(file.into(), stat))
     }
 
     fn special(&self, kind: &Kind, entry: &Entry, temporary: &node::Temporary) -> Result<()> {
@@ -286,8 +297,8 @@ impl Merge<'_> {
 }
 
 /// Removes what is in the way of a new kind of file.
-fn remove_old(parent: &std::os::fd::OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
-    match directories::remove(parent, name, &entry.path)? {
+fn remove_old(parent: impl AsFd, name: &[u8], entry: &Entry) -> Result<()> {
+    match directories::remove(parent.as_fd(), name, &entry.path)? {
         true => Ok(()),
         false => Err(Error::Malformed(format!(
             "'{}' would replace AppPot's own files",
@@ -301,9 +312,11 @@ fn missing(entry: &Entry) -> Error {
 }
 
 /// Writes a file's content; what is not written stays a hole.
-fn fill(file: &File, entry: &Entry, size: u64, members: &mut Members) -> Result<()> {
+fn fill(file: &File, entry: &Entry, content: &Content, members: &mut Members) -> Result<()> {
     let failed = |error| Error::file("write", entry.shown())(error);
-    file.set_len(size).map_err(failed)?;
+    if content.runs.is_some() {
+        file.set_len(content.size).map_err(failed)?;
+    }
     members.next(entry, &mut |offset, bytes| {
         file.write_all_at(bytes, offset).map_err(failed)
     })

@@ -24,6 +24,10 @@ pub(super) const OMIT: Timespec = Timespec {
 pub(super) struct Node {
     file: OwnedFd,
     stat: Stat,
+    /// Whether the descriptor is good for more than naming the file.
+    open: bool,
+    /// Whether it can have attributes that nobody has given it.
+    inherits: bool,
 }
 
 impl Node {
@@ -36,11 +40,28 @@ impl Node {
             Err(errno) => return Err(errno),
         };
         let stat = fs::fstat(&file)?;
-        Ok(Some(Node { file, stat }))
+        Ok(Some(Node {
+            file,
+            stat,
+            open: false,
+            inherits: true,
+        }))
     }
 
+    /// A file or directory that is open for reading or writing.
     pub(super) fn from(file: OwnedFd, stat: Stat) -> Self {
-        Node { file, stat }
+        Node {
+            file,
+            stat,
+            open: true,
+            inherits: true,
+        }
+    }
+
+    /// Says that the file is new, in a directory that gives its files no attributes.
+    pub(super) fn bare(mut self) -> Self {
+        self.inherits = false;
+        self
     }
 
     pub(super) fn kind(&self) -> FileType {
@@ -83,10 +104,15 @@ impl Node {
             fs::chownat(&self.file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         }
         let allowed = if privileged { 0o7777 } else { 0o1777 };
-        if self.kind() != FileType::Symlink {
-            fs::chmod(&place, Mode::from_raw_mode((meta.mode & allowed).into()))?;
+        let mode = Mode::from_raw_mode((meta.mode & allowed).into());
+        match self.kind() {
+            FileType::Symlink => {}
+            _ if self.open => fs::fchmod(&self.file, mode)?,
+            _ => fs::chmod(&place, mode)?,
         }
-        set_xattrs(&place, meta, privileged)?;
+        if self.inherits || !meta.xattrs.is_empty() {
+            set_xattrs(&place, meta, privileged)?;
+        }
         let times = Timestamps {
             last_access: OMIT,
             last_modification: Timespec {
@@ -94,7 +120,10 @@ impl Node {
                 tv_nsec: meta.mtime.nanoseconds.into(),
             },
         };
-        fs::utimensat(fs::CWD, &place, &times, AtFlags::empty())
+        match self.open {
+            true => fs::futimens(&self.file, &times),
+            false => fs::utimensat(fs::CWD, &place, &times, AtFlags::empty()),
+        }
     }
 }
 
@@ -164,9 +193,12 @@ impl<'a> Temporary<'a> {
         made.map_err(failed)
     }
 
-    pub(super) fn rename(self, name: &[u8]) -> rustix::io::Result<()> {
+    /// Moves it to its place. `is_link`: whether the place may be another name of the same file.
+    pub(super) fn rename(&self, name: &[u8], is_link: bool) -> rustix::io::Result<()> {
+        fs::renameat(self.parent, &self.name[..], self.parent, name)?;
         // A rename between two names of one file does nothing; dropping removes the first.
-        fs::renameat(self.parent, &self.name[..], self.parent, name)
+        self.made.set(is_link);
+        Ok(())
     }
 }
 
