@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use apppot_contract::{Changes, Contract, Writes};
-use apppot_snapshot::archive::Archive;
+use apppot_snapshot::archive::{self, Archive};
 use apppot_snapshot::merge::{is_merged, merge, remember, Options};
 
 use crate::failure::{Failure, Step};
@@ -35,21 +35,17 @@ fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
         ..Options::default()
     };
     let merged = || {
-        // A tree that vanishes with the machine need not be spared.
-        let archive = match kept {
-            true => Archive::open(file)?,
-            false => Archive::stream(file)?,
-        };
-        let id = archive.id;
+        if !kept {
+            // A tree that vanishes with the machine need not be spared.
+            return merge(Archive::stream(file)?, root, &options).map(drop);
+        }
+        let id = archive::claimed_id(&file)?;
         // What a job has changed since would be undone.
-        if kept && is_merged(root, &id)? {
+        if is_merged(root, &id)? {
             return Ok(());
         }
-        merge(archive, root, &options)?;
-        match kept {
-            true => remember(root, &id),
-            false => Ok(()),
-        }
+        merge(Archive::open(file)?, root, &options)?;
+        remember(root, &id)
     };
     merged().map_err(|error: apppot_snapshot::Error| error.in_full())
 }

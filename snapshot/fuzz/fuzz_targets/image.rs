@@ -22,7 +22,9 @@ fn sound() -> &'static [u8] {
 impl Blocks for Damaged {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let part = sound().get(start..).and_then(|rest| rest.get(..buffer.len()));
+        let part = sound()
+            .get(start..)
+            .and_then(|rest| rest.get(..buffer.len()));
         buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
         for (at, byte) in &self.0 {
             let place = at.checked_sub(start).and_then(|at| buffer.get_mut(at));

@@ -13,7 +13,7 @@ mod reader;
 mod writer;
 
 pub use manifest::{Header, Manifest};
-pub use reader::{Archive, Members};
+pub use reader::{claimed_id, Archive, Members};
 pub use writer::{forge, write, Written};
 
 /// `apppot-changes` and the version of the format.

@@ -105,6 +105,14 @@ impl Archive {
     }
 }
 
+/// The checksum that an archive says it has; nothing is examined.
+///
+/// # Errors
+/// It cannot be read, is no archive, or is truncated.
+pub fn claimed_id(file: &File) -> Result<Hash> {
+    trailer(file).map(|(_, id)| id)
+}
+
 /// The length of an archive and the checksum that it has at its end.
 fn trailer(file: &File) -> Result<(u64, Hash)> {
     let failed = Error::stream::<io::Error>;
