@@ -23,11 +23,11 @@ kernel:   ## AppPot's own User-Mode Linux kernel (about 6 minutes)
 bench:    ## everything that is claimed about speed, measured side by side (5 minutes; BENCH_QUICK=1: 2)
 	@benches/run.sh
 
-fuzz:     ## the decoders of the contract, FUZZ_SECONDS (30) each
+fuzz:     ## everything that reads what others wrote, FUZZ_SECONDS (30) each
 	@setup/fuzz.sh
 
 install:  ## into PREFIX (/usr/local), below DESTDIR: command, kernel if built, completions
 	@setup/install.sh
 
 clean:    ## what was built here; caches below the home directory stay
-	@rm -rf target contract/fuzz/target
+	@rm -rf target contract/fuzz/target snapshot/fuzz/target

@@ -11,6 +11,8 @@ fn main() {
     for input in [
         "guest-agent",
         "contract/src",
+        "snapshot/src",
+        "snapshot/Cargo.toml",
         "contract/Cargo.toml",
         "Cargo.lock",
     ] {

@@ -44,6 +44,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Open a shell in an appliance
     Shell(ShellArgs),
+    /// Record what is in an appliance, and carry changes from one copy to another
+    #[command(subcommand)]
+    Snap(SnapCommand),
     /// Check what this machine offers, and say what to do where it lacks something
     Doctor,
     /// Show the effective configuration and where each value comes from
@@ -53,6 +56,79 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `apppot snap`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapCommand {
+    /// Record what is in an appliance
+    Base {
+        /// The appliance: a raw ext4 image or disk, or a root directory
+        image: PathBuf,
+        /// The overlay file above the image
+        #[arg(long, value_name = "FILE")]
+        overlay: Option<PathBuf>,
+        /// Where to write the record
+        #[arg(short, long, value_name = "FILE", default_value = apppot_snapshot::DEFAULT_BASE)]
+        output: PathBuf,
+    },
+    /// Write an archive of what an appliance has that its base has not
+    Changes(ChangesArgs),
+    /// Show what is in a changes archive
+    Inspect {
+        /// The archive
+        #[arg(default_value = apppot_snapshot::DEFAULT_CHANGES)]
+        file: PathBuf,
+    },
+    /// Show what changed between an appliance and its base, and write nothing
+    Diff {
+        #[command(flatten)]
+        what: WhatChanged,
+    },
+    /// Make a whole image of a base and changes
+    Commit {
+        /// The base image
+        #[arg(long, value_name = "IMAGE")]
+        base: PathBuf,
+        /// A changes archive; repeatable, merged in order
+        #[arg(long, value_name = "FILE", required = true)]
+        changes: Vec<PathBuf>,
+        /// The new image
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Merge archives even if they were made for another base
+        #[arg(long)]
+        changes_any_base: bool,
+    },
+}
+
+/// `apppot snap changes`.
+#[derive(Debug, Args)]
+pub(crate) struct ChangesArgs {
+    #[command(flatten)]
+    pub(crate) what: WhatChanged,
+    /// Where to write the archive
+    #[arg(short, long, value_name = "FILE", default_value = apppot_snapshot::DEFAULT_CHANGES)]
+    pub(crate) output: PathBuf,
+}
+
+/// Options of the commands that compare an appliance with its base.
+#[derive(Debug, Args)]
+pub(crate) struct WhatChanged {
+    /// The base: the image itself, or what 'apppot snap base' recorded of it
+    #[arg(long, value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// The changed appliance; with --overlay, the image below it
+    pub(crate) image: PathBuf,
+    /// The overlay file above the image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// Leave out what matches; repeatable. So do the lines of ./.apppotignore
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Take what matches, whatever else leaves it out; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) include: Vec<String>,
 }
 
 const RUN_HELP: &str = "\
@@ -119,6 +195,9 @@ pub(crate) struct MachineArgs {
     /// Merge this changes archive at boot; repeatable
     #[arg(long, value_name = "FILE", help_heading = "Appliance")]
     pub(crate) changes: Vec<PathBuf>,
+    /// Merge changes archives even if they were made for another base
+    #[arg(long, requires = "changes", help_heading = "Appliance")]
+    pub(crate) changes_any_base: bool,
 
     /// The hypervisor: uml, or auto
     #[arg(long, value_name = "NAME", help_heading = "Machine")]

@@ -9,6 +9,7 @@ mod failure;
 mod outcome;
 mod run;
 mod session;
+mod snap;
 mod units;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn dispatch(command: Command, general: &General) -> Result<u8> {
             run::run(&args.machine, workload, general)
         }
         Command::Shell(args) => run::run(&args.machine, Workload::Shell, general),
+        Command::Snap(command) => snap::run(&command, general),
         Command::Doctor => Ok(doctor::run(&here()?, general.json)),
         Command::Config => show_config(general.json),
         Command::Completions { shell } => {

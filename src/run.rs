@@ -18,6 +18,7 @@ use crate::config::{Config, Origin, Values};
 use crate::failure::hinted;
 use crate::outcome;
 use crate::session::{self, terminal, Ended, Signals, Terms};
+use crate::snap;
 use crate::units::Size;
 
 /// The agent, which becomes `/init` of the initramfs.
@@ -34,10 +35,54 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     let started = Instant::now();
     let jobdir = JobDirectory::find(args.workdir.as_deref())?;
     let config = Config::load(options(args), &jobdir.real)?;
-    let backend = select(&config.backend.value)?;
     let spec = specify(args, &config, &jobdir, workload, started)?;
+    serve(args, &config, &spec, general, started)
+}
+
+/// Boots the image at `image` to merge `changes` into it, and returns the exit status.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn merge_into(
+    image: &Path,
+    changes: &[PathBuf],
+    any_base: bool,
+    general: &General,
+) -> Result<u8> {
+    #[derive(Debug, clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+    let started = Instant::now();
+    let words = ["apppot", "--write", "--root", "--no-tty"];
+    let mut args = <Alone as clap::Parser>::try_parse_from(words)?.machine;
+    args.image = Some(image.to_owned());
+    args.changes = changes.to_vec();
+    args.changes_any_base = any_base;
+    let jobdir = JobDirectory::find(None)?;
+    let config = Config::load(options(&args), &jobdir.real)?;
+    let settle = vec!["/run/apppot-bin/apppot-snap".into(), "sync".into()];
+    let mut spec = specify(&args, &config, &jobdir, Workload::Command(settle), started)?;
+    // Nothing of this host is to be left in the image: no mount points, no names.
+    spec.shares.clear();
+    spec.contract.jobdir = PathBuf::from("/");
+    spec.contract.tmpdir = None;
+    spec.contract.stdin = Stdin::Null;
+    serve(&args, &config, &spec, general, started)
+}
+
+/// Starts the machine and stays with it until it has ended.
+fn serve(
+    args: &MachineArgs,
+    config: &Config,
+    spec: &MachineSpec,
+    general: &General,
+    started: Instant,
+) -> Result<u8> {
+    let backend = select(&config.backend.value)?;
     if args.dry_run {
-        return dry_run(backend.as_ref(), &spec, general);
+        return dry_run(backend.as_ref(), spec, general);
     }
     if let Some(path) = &args.report {
         outcome::check_report(path)?;
@@ -63,13 +108,13 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     let signals = Signals::take().context("cannot receive signals")?;
     let image = &config.image.value;
     let mut machine = backend
-        .launch(&spec)
+        .launch(spec)
         .with_context(|| format!("cannot boot appliance '{}'", image.display()))?;
     if general.verbose > 0 {
-        describe(machine.as_ref(), &spec);
+        describe(machine.as_ref(), spec);
     }
     let ended = session::serve(machine.as_mut(), signals, &terms)?;
-    conclude(args, general, &spec, machine.as_ref(), &ended)
+    conclude(args, general, spec, machine.as_ref(), &ended)
 }
 
 /// What the options say, as the strongest layer of the configuration.
@@ -118,8 +163,9 @@ fn specify(
     workload: Workload,
     started: Instant,
 ) -> Result<MachineSpec> {
-    refuse_what_is_missing(args)?;
     let image = open_image(&config.image.value)?;
+    let writes = writes(args);
+    let changes = snap::examine(&args.changes, args.changes_any_base, &image, &writes)?;
     let is_host = image.path == Path::new("/");
     if is_host {
         refuse_for_the_host(args)?;
@@ -163,7 +209,8 @@ fn specify(
     };
     Ok(MachineSpec {
         image,
-        writes: writes(args),
+        writes,
+        changes,
         kernel: config.kernel.value.clone(),
         agent: Cow::Borrowed(AGENT),
         memory: memory(config),
@@ -175,17 +222,6 @@ fn specify(
         trim_resident: crate::batch::is_job(),
         extra: args.extra.clone(),
     })
-}
-
-/// Options whose part of AppPot does not exist yet: refused, never ignored.
-fn refuse_what_is_missing(args: &MachineArgs) -> Result<()> {
-    if !args.changes.is_empty() {
-        return Err(hinted(
-            "--changes: this version of AppPot cannot merge changes archives",
-            "use --overlay FILE to keep changes to an image",
-        ));
-    }
-    Ok(())
 }
 
 /// The host's own root is an appliance that nothing can be broken in.

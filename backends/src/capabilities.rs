@@ -22,6 +22,8 @@ pub struct Capabilities {
     pub overlay_files: &'static [ImageKind],
     /// Kinds of images that it can write into.
     pub writable: &'static [ImageKind],
+    /// The most changes archives.
+    pub changes: usize,
     /// The most vCPUs.
     pub cpus: u32,
 }
@@ -44,6 +46,10 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
     }
     if !spec.shares.is_empty() && can.channels.is_empty() {
         return missing(String::from("share host directories"));
+    }
+    if spec.changes.len() > can.changes {
+        let (asked, most) = (spec.changes.len(), can.changes);
+        return missing(format!("merge {asked} changes archives ({most} at most)"));
     }
     if spec.cpus > can.cpus {
         return missing(format!("have {} vCPUs ({} at most)", spec.cpus, can.cpus));

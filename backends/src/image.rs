@@ -20,6 +20,8 @@ pub struct Image {
     pub filesystem: Option<&'static str>,
     /// Number of the root partition, for a whole disk.
     pub partition: Option<u32>,
+    /// Where the root filesystem begins, bytes.
+    pub start: u64,
 }
 
 /// Kinds of images.
@@ -71,11 +73,12 @@ impl Image {
         }
         let found = look(&file).map_err(Error::file("read image", path))?;
         found
-            .map(|(kind, filesystem, partition)| Image {
+            .map(|(kind, filesystem, partition, start)| Image {
                 path: path.to_owned(),
                 kind,
                 filesystem: Some(filesystem),
                 partition,
+                start,
             })
             .map_err(|reason| no_image(&reason))
     }
@@ -93,11 +96,12 @@ impl Image {
             kind: ImageKind::Directory,
             filesystem: None,
             partition: None,
+            start: 0,
         })
     }
 }
 
-type Found = std::result::Result<(ImageKind, &'static str, Option<u32>), String>;
+type Found = std::result::Result<(ImageKind, &'static str, Option<u32>, u64), String>;
 
 fn look(file: &File) -> io::Result<Found> {
     if let Some(name) = filesystem_at(file, 0)? {
@@ -105,7 +109,7 @@ fn look(file: &File) -> io::Result<Found> {
             "squashfs" | "erofs" => ImageKind::ReadOnly,
             _ => ImageKind::Partition,
         };
-        return Ok(Ok((kind, name, None)));
+        return Ok(Ok((kind, name, None, 0)));
     }
     let table = partition::read(file)?;
     let Some(table) = table else {
@@ -122,7 +126,7 @@ fn look(file: &File) -> io::Result<Found> {
     // The table's own word first, then the active partition, then the largest.
     roots.sort_by_key(|(entry, _)| (entry.is_root, entry.active, entry.len));
     Ok(match roots.last() {
-        Some((entry, name)) => Ok((ImageKind::Disk, *name, Some(entry.number))),
+        Some((entry, name)) => Ok((ImageKind::Disk, *name, Some(entry.number), entry.start)),
         None => Err(format!(
             "none of its {} partitions holds a Linux filesystem that is known",
             table.len()

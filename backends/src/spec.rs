@@ -23,6 +23,8 @@ pub struct MachineSpec {
     pub memory: u64,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// Changes archives to merge into the appliance before the job, in order.
+    pub changes: Vec<Changes>,
     /// Directories of the host, the job directory first.
     pub shares: Vec<Share>,
     /// What the agent is to do. The backend adds the guest's half of what it provides: root,
@@ -47,6 +49,15 @@ pub enum Writes {
     Overlay(PathBuf),
     /// They go into the image.
     Image,
+}
+
+/// A changes archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// Path on the host.
+    pub path: PathBuf,
+    /// Whether it is merged even when it was made for another base.
+    pub any_base: bool,
 }
 
 /// A directory of the host that the guest sees live.

@@ -29,6 +29,9 @@ pub struct Contract {
     pub root: Option<Root>,
     /// `apppot.mount`, repeated, in the order of mounting: directories of the host.
     pub mounts: Vec<Mount>,
+    /// `apppot.changes`, repeated, in the order of merging: changes archives to merge into the root
+    /// before anything else happens to it.
+    pub changes: Vec<Changes>,
     /// `apppot.jobdir`: the working directory of the job, as the guest sees it.
     pub jobdir: PathBuf,
     /// `apppot.tmpdir`: what `TMPDIR` is to be in the job; it is made when it is missing.
@@ -93,6 +96,15 @@ pub struct Mount {
     pub target: PathBuf,
     /// Whether the guest may only read.
     pub read_only: bool,
+}
+
+/// A changes archive that the guest can read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// The block device or file that holds it.
+    pub source: PathBuf,
+    /// Whether it is merged even when it was made for another base.
+    pub any_base: bool,
 }
 
 /// The user who runs the job, numbered as on the host.
@@ -163,6 +175,7 @@ impl Default for Contract {
             link: None,
             root: None,
             mounts: Vec::new(),
+            changes: Vec::new(),
             jobdir: PathBuf::from("/"),
             tmpdir: None,
             user: None,

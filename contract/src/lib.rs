@@ -22,7 +22,7 @@ mod report;
 pub mod token;
 
 pub use contract::{
-    Boot, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes, VERSION,
+    Boot, Changes, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes, VERSION,
 };
 pub use report::{Outcome, Report, Usage};
 pub use token::{Error, Token};

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use apppot_contract::cmdline::{self, Carrier, Found};
 use apppot_contract::link::{Decoder, Frame, Stream};
 use apppot_contract::{
-    document, percent, Boot, Channel, Contract, Mount, Outcome, Report, Root, Stdin, Terminal,
-    Usage, User, Workload, Writes,
+    document, percent, Boot, Changes, Channel, Contract, Mount, Outcome, Report, Root, Stdin,
+    Terminal, Usage, User, Workload, Writes,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -66,6 +66,10 @@ fn mount() -> impl Strategy<Value = Mount> {
     })
 }
 
+fn changes() -> impl Strategy<Value = Changes> {
+    (path(), any::<bool>()).prop_map(|(source, any_base)| Changes { source, any_base })
+}
+
 fn user() -> impl Strategy<Value = User> {
     let id = || 0..u32::MAX;
     let account = proptest::option::of(name());
@@ -109,14 +113,14 @@ prop_compose! {
     fn contract()(
         (id, hostname) in (name(), option::of(name())),
         (link, jobdir, tmpdir) in (option::of(path()), path(), option::of(path())),
-        (root, mounts) in (option::of(root()), vec(mount(), 0..4)),
+        (root, mounts, changes) in (option::of(root()), vec(mount(), 0..4), vec(changes(), 0..3)),
         (user, workload, stdin) in (option::of(user()), workload(), stdin()),
         (terminal, env) in (option::of(terminal()), vec(variable(), 0..4)),
         (deadline, grace, umask) in (option::of(any::<u64>()), any::<u64>(), 0u32..0o1000),
         boot in prop_oneof![Just(Boot::Direct), Just(Boot::System)],
     ) -> Contract {
         Contract {
-            id, link, root, mounts, jobdir, tmpdir, user, workload, stdin, terminal, env, hostname,
+            id, link, root, mounts, changes, jobdir, tmpdir, user, workload, stdin, terminal, env, hostname,
             deadline: deadline.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms)),
             grace: Duration::from_millis(grace),
             umask,
@@ -272,6 +276,7 @@ fn key() -> impl Strategy<Value = &'static str> {
         "apppot.root",
         "apppot.writes",
         "apppot.mount",
+        "apppot.changes",
         "apppot.jobdir",
         "apppot.tmpdir",
         "apppot.user",

@@ -6,7 +6,7 @@ use apppot_contract::{Boot, Contract, Report, Usage};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
-use crate::{accounts, job, modules, mounts, network, shutdown, sources, system};
+use crate::{accounts, changes, job, modules, mounts, network, shutdown, sources, system};
 
 /// Runs the whole life of the machine.
 pub(crate) fn run() -> ! {
@@ -24,7 +24,9 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     let contract = find_contract(link)?;
     modules::load_all(Path::new("/modules"))?;
     mounts::root(contract.root.as_ref())?;
+    changes::merge_all(&contract, Path::new(mounts::ROOT))?;
     mounts::system().step("mounting the system directories")?;
+    mounts::tools().step("making apppot-snap known")?;
     mounts::enter_root().step("entering the root filesystem")?;
     if let Some(hostname) = accounts::hostname(Path::new("/"), &contract) {
         nix::unistd::sethostname(hostname).step("setting the host name")?;

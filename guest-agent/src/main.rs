@@ -6,6 +6,7 @@
 
 mod accounts;
 mod boot;
+mod changes;
 mod failure;
 mod job;
 mod link;
@@ -14,12 +15,17 @@ mod mounts;
 mod network;
 mod process;
 mod shutdown;
+mod snap;
 mod sources;
 mod stdin;
 mod system;
 mod workload;
 
 fn main() -> std::process::ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if std::path::Path::new(&name).ends_with("apppot-snap") {
+        return snap::main();
+    }
     if std::process::id() == 1 {
         boot::run()
     }

@@ -12,7 +12,7 @@ use nix::mount::{mount, MsFlags};
 use crate::failure::{Failure, Step};
 
 /// Where the appliance's root is put together, in the initramfs.
-const ROOT: &str = "/root";
+pub(crate) const ROOT: &str = "/root";
 /// The appliance's root as it is, below the overlay.
 const LOWER: &str = "/lower";
 /// The overlay's upper and work directories, in memory.
@@ -161,6 +161,20 @@ fn device_links() -> io::Result<()> {
             _ => {}
         }
     }
+    Ok(())
+}
+
+/// Where the job finds the agent under its other names, in the running system.
+pub(crate) const TOOLS: &str = "/run/apppot-bin";
+
+/// Shows the agent to the job as `apppot-snap`. The initramfs that holds it is out of reach later.
+pub(crate) fn tools() -> io::Result<()> {
+    let directory = format!("{ROOT}{TOOLS}");
+    fs::create_dir_all(&directory)?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+    let tool = format!("{directory}/apppot-snap");
+    File::create(&tool)?;
+    mount(Some("/init"), tool.as_str(), NONE, MsFlags::MS_BIND, NONE)?;
     Ok(())
 }
 

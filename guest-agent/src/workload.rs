@@ -132,7 +132,8 @@ pub(crate) fn refused(program: &Program, error: &io::Error) -> Outcome {
 
 /// The job's environment: a clean one, what the contract adds, and what describes the job.
 pub(crate) fn environment(contract: &Contract, identity: &Identity) -> Vec<(OsString, OsString)> {
-    const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    const PATH: &str =
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/apppot-bin";
     let mut variables: Vec<(OsString, OsString)> = Vec::new();
     let mut set = |name: &OsStr, value: OsString| {
         variables.retain(|(other, _)| other != name);

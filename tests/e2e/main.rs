@@ -27,6 +27,7 @@ mod images;
 mod jobdir;
 mod options;
 mod refusals;
+mod snap;
 mod status;
 mod streams;
 mod system;

@@ -276,18 +276,6 @@ fn the_kernel_and_the_backend() {
 }
 
 #[test]
-fn what_does_not_exist_yet_is_refused() {
-    let Some(job) = Job::new() else { return };
-    let done = job
-        .sh("touch ran")
-        .with(&["--changes", "some.changes"])
-        .go();
-    done.exits(125).says(&["--changes", "hint: "]);
-    job.run(&["true"]).with(&["--boot", "direct"]).go().exits(0);
-    assert!(!job.has("ran"));
-}
-
-#[test]
 fn help_version_and_completions() {
     let Some(job) = Job::new() else { return };
     let version = format!("apppot {}\n", env!("CARGO_PKG_VERSION"));

@@ -28,8 +28,10 @@ pub(crate) mod descriptor {
     pub(crate) const MEMORY: RawFd = FIRST_DESCRIPTOR + 5;
     /// The socket that stands for the host CPU; the kernel does not know of it.
     pub(crate) const CPU_SLOT: RawFd = FIRST_DESCRIPTOR + 6;
+    /// The first changes archive; there are at most [`super::MAX_CHANGES`].
+    pub(crate) const CHANGES: RawFd = FIRST_DESCRIPTOR + 10;
     /// The first shared directory.
-    pub(crate) const SHARES: RawFd = FIRST_DESCRIPTOR + 10;
+    pub(crate) const SHARES: RawFd = FIRST_DESCRIPTOR + 30;
 }
 
 /// What the guest calls the ends of these descriptors.
@@ -40,6 +42,22 @@ pub(crate) mod device {
     pub(crate) const ROOT: &str = "/dev/ubda";
     /// The ring: the second block device.
     pub(crate) const RING: &str = "/dev/ubdb";
+}
+
+/// The most changes archives: block devices are `ubda` to `ubdp`, and the first two are taken
+/// (`MAX_DEV` in arch/um/drivers/ubd_kern.c).
+pub(crate) const MAX_CHANGES: usize = 14;
+
+/// What the guest calls the block device of a changes archive.
+pub(crate) fn changes_device(index: usize) -> String {
+    let letter = char::from(b'c' + index.min(MAX_CHANGES) as u8);
+    format!("/dev/ubd{letter}")
+}
+
+/// `ubdNrc=`: a changes archive, which the guest only reads.
+pub(crate) fn changes(index: usize) -> String {
+    let descriptor = descriptor::CHANGES + index as i32;
+    format!("ubd{}rc={}", index + 2, descriptor_path(descriptor))
 }
 
 /// `mem=`: guest memory.
@@ -133,6 +151,8 @@ mod tests {
             "ubd0c=/proc/self/fd/103,/proc/self/fd/102"
         );
         assert_eq!(ring(), "ubd1rc=/proc/self/fd/104");
+        assert_eq!(changes(1), "ubd3rc=/proc/self/fd/111");
+        assert_eq!(changes_device(1), "/dev/ubdd");
         assert_eq!(
             lines(),
             ["con=null", "ssl=null", "con0=null,fd:2", "ssl0=fd:100"]

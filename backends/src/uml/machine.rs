@@ -49,6 +49,7 @@ impl UmlMachine {
         .map_err(Error::system("start the watch over the machine"))?;
         let mut given = Descriptors::default();
         given.open_image(&plan)?;
+        given.open_changes(&plan)?;
         given.open_shares(&plan)?;
         given.add(descriptor::INITRAMFS, memfd(&plan.initramfs)?);
         given.add(descriptor::MEMORY, dup(memory.descriptor.as_fd())?);
@@ -146,6 +147,17 @@ impl Descriptors {
             self.add(descriptor::OVERLAY, cow.into());
         }
         self.add(descriptor::ROOT, file.into());
+        Ok(())
+    }
+
+    /// Opens the changes archives. They are locked: what was examined is what is merged.
+    fn open_changes(&mut self, plan: &Plan) -> Result<()> {
+        for (number, changes) in (descriptor::CHANGES..).zip(&plan.changes) {
+            let path = &changes.path;
+            let file = File::open(path).map_err(Error::file("open changes archive", path))?;
+            flock::take(&file, path, Use::Reading)?;
+            self.add(number, file.into());
+        }
         Ok(())
     }
 

@@ -41,6 +41,7 @@ impl Hypervisor for Uml {
             ],
             overlay_files: &[ImageKind::Partition, ImageKind::Disk],
             writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
+            changes: arguments::MAX_CHANGES,
             // CONFIG_NR_CPUS of UML is at most 64.
             cpus: 64,
         }

@@ -16,7 +16,7 @@ use crate::image::{Image, ImageKind};
 use crate::initramfs::Pieces;
 use crate::limits;
 use crate::process::descriptor_path;
-use crate::spec::{Containment, MachineSpec, Seccomp, Share, Writes};
+use crate::spec::{Changes, Containment, MachineSpec, Seccomp, Share, Writes};
 use crate::{Error, Hypervisor, Rendered, Result};
 
 /// What a UML kernel is started with.
@@ -30,6 +30,8 @@ pub(super) struct Plan {
     pub(super) image: Image,
     /// What becomes of writes.
     pub(super) writes: Writes,
+    /// Changes archives, in the order of their descriptors.
+    pub(super) changes: Vec<Changes>,
     /// Shared directories, in the order of their descriptors.
     pub(super) shares: Vec<Share>,
     /// The initramfs.
@@ -67,6 +69,7 @@ impl Plan {
         if ring {
             words.push(arguments::ring());
         }
+        words.extend((0..spec.changes.len()).map(arguments::changes));
         let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
         words.extend(spec.extra.iter().cloned());
         let room = arguments::COMMAND_LINE_SIZE
@@ -79,6 +82,7 @@ impl Plan {
             args: words,
             image: spec.image.clone(),
             writes: spec.writes.clone(),
+            changes: spec.changes.clone(),
             shares: spec.shares.clone(),
             initramfs: crate::initramfs::build(spec.agent.clone(), modules),
             memory: spec.memory,
@@ -144,6 +148,9 @@ impl Plan {
             descriptor::MEMORY,
             String::from("private directory for guest memory"),
         ));
+        for (number, changes) in (descriptor::CHANGES..).zip(&self.changes) {
+            list.push((number, shown(&changes.path)));
+        }
         for (number, share) in (descriptor::SHARES..).zip(&self.shares) {
             list.push((number, shown(&share.host)));
         }
@@ -190,6 +197,9 @@ impl Plan {
             if path.exists() {
                 add(path, Reach::Write)?;
             }
+        }
+        for changes in &self.changes {
+            add(&changes.path, Reach::Read)?;
         }
         for share in &self.shares {
             let reach = if share.read_only {
@@ -308,6 +318,13 @@ fn complete(spec: &MachineSpec, ring: bool) -> apppot_contract::Contract {
     let mut contract = spec.contract.clone();
     contract.link = Some(PathBuf::from(device::LINK));
     contract.root = Some(root(spec));
+    let archives = spec.changes.iter().enumerate();
+    contract.changes = archives
+        .map(|(index, changes)| apppot_contract::Changes {
+            source: arguments::changes_device(index).into(),
+            any_base: changes.any_base,
+        })
+        .collect();
     contract.mounts = (descriptor::SHARES..)
         .zip(&spec.shares)
         .map(|(number, share)| Mount {

@@ -5,7 +5,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{Boot, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes};
+use super::{
+    Boot, Changes, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes,
+};
 use crate::token::{number, parse, Error, Token, TERM};
 
 /// What has been read so far: every key at most once, the repeated ones in order.
@@ -36,6 +38,7 @@ impl Reader {
     pub(crate) fn take(&mut self, token: &Token) -> Result<(), Error> {
         match token.key {
             "mount" => self.contract.mounts.push(Mount::read(token)?),
+            "changes" => self.contract.changes.push(Changes::read(token)?),
             "arg" => self.argv.push(os(token)?),
             "env" => self.contract.env.push(variable(token)?),
             key if self.seen.iter().any(|seen| seen == key) => {
@@ -177,6 +180,20 @@ impl Mount {
                 b"ro" => true,
                 b"rw" => false,
                 _ => return Err(token.error("is neither ro nor rw")),
+            },
+        })
+    }
+}
+
+impl Changes {
+    fn read(token: &Token) -> Result<Self, Error> {
+        let [source, base] = token.fields::<2>()?;
+        Ok(Changes {
+            source: absolute(token, source)?,
+            any_base: match base.as_slice() {
+                b"any" => true,
+                b"own" => false,
+                _ => return Err(token.error("is for neither its own nor any base")),
             },
         })
     }

@@ -81,6 +81,16 @@ fn compound_values_are_read_and_written() {
             c.mounts = vec![mount("/a,b", "/c", true), mount("/", "/d", false)];
         },
     );
+    reads_as(
+        "apppot.changes=/dev/ubdc,own apppot.changes=/a%2Cb,any",
+        |c| {
+            let changes = |source: &str, any_base| Changes {
+                source: source.into(),
+                any_base,
+            };
+            c.changes = vec![changes("/dev/ubdc", false), changes("/a,b", true)];
+        },
+    );
     let user = User {
         name: "j.doe".into(),
         uid: 1000,
@@ -167,6 +177,8 @@ fn bad_values_are_named() {
         ("apppot.root=ext4", "has 1 fields where 2 belong"),
         ("apppot.root=ext4,a,b", "has 3 fields where 2 belong"),
         ("apppot.writes=disk", "neither memory nor device"),
+        ("apppot.changes=/x,all", "neither its own nor any base"),
+        ("apppot.changes=x,own", "no absolute path"),
         ("apppot.mount=hostfs,/a%00,/b,ro", "holds a NUL byte"),
         ("apppot.mount=hostfs,/a,b,ro", "is no absolute path"),
         ("apppot.mount=hostfs,/a,/b,wo", "neither ro nor rw"),

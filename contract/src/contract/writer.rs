@@ -23,6 +23,10 @@ impl Contract {
         for mount in &self.mounts {
             mount.write(out);
         }
+        for changes in &self.changes {
+            let base: &[u8] = if changes.any_base { b"any" } else { b"own" };
+            out.add_fields("changes", &[changes.source.as_os_str().as_bytes(), base]);
+        }
         out.add("jobdir", self.jobdir.as_os_str().as_bytes());
         if let Some(tmpdir) = &self.tmpdir {
             out.add("tmpdir", tmpdir.as_os_str().as_bytes());

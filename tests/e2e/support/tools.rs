@@ -44,15 +44,15 @@ pub(crate) fn sha256(path: &Path) -> String {
 }
 
 /// Programs of the small root filesystem.
-const PROGRAMS: [&str; 9] = [
-    "sh", "cat", "ls", "uname", "id", "mkdir", "sleep", "stat", "env",
+const PROGRAMS: [&str; 11] = [
+    "sh", "cat", "ls", "uname", "id", "mkdir", "sleep", "stat", "env", "chmod", "rm",
 ];
 
 /// Makes a root directory with a shell, a few programs, and `/etc/name`, which holds `name`.
 pub(crate) fn small_root(job: &Job, name: &str) -> PathBuf {
     let root = job.beside(name);
     for directory in [
-        "bin", "etc", "dev", "proc", "sys", "run", "tmp", "root", "usr/bin",
+        "bin", "etc", "dev", "proc", "sys", "run", "tmp", "root", "usr/bin", "var/lib",
     ] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }

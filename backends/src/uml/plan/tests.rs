@@ -37,12 +37,14 @@ impl Place {
                 kind: ImageKind::Disk,
                 filesystem: Some("ext4"),
                 partition: Some(1),
+                start: 1 << 20,
             },
             writes: Writes::Memory,
             kernel: Some(self.directory.path().join("linux")),
             agent: Cow::Borrowed(b"agent"),
             memory: 64 << 20,
             cpus: 1,
+            changes: Vec::new(),
             shares: vec![Share {
                 host: PathBuf::from("/"),
                 guest: PathBuf::from("/home/ada/a job"),
@@ -109,6 +111,7 @@ fn a_directory_written_into_without_seccomp() {
         kind: ImageKind::Directory,
         filesystem: None,
         partition: None,
+        start: 0,
     };
     spec.writes = Writes::Image;
     spec.seccomp = Seccomp::Off;

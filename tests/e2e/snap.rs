@@ -1,0 +1,218 @@
+//! Changes: made from what a machine kept, merged into another.
+
+use std::fs;
+
+use crate::support::tools::{ext4, sha256, small_root, tool};
+use crate::support::Job;
+
+const MODIFY: &str = "echo changed >/etc/name; echo new >/etc/new; mkdir -m 1777 /srv; \
+    echo set >/bin/set; chmod 4755 /bin/set; rm /bin/env";
+const SHOW: &str = "cat /etc/name /etc/new; stat -c %a /srv /bin/set; test ! -e /bin/env";
+const SHOWN: &str = "changed\nnew\n1777\n4755\n";
+
+/// A base image, and `c`, the changes that a machine has made above it.
+fn scene(job: &Job) -> std::path::PathBuf {
+    let image = ext4(job, "image");
+    let kept = &["--root", "--overlay", "kept.cow"];
+    job.sh(MODIFY).image(&image).with(kept).go().exits(0);
+    let base = image.to_str().unwrap();
+    let words = [
+        "snap",
+        "changes",
+        "--base",
+        base,
+        base,
+        "--overlay",
+        "kept.cow",
+        "-o",
+        "c",
+    ];
+    job.apppot(&words).go().exits(0);
+    image
+}
+
+#[test]
+fn what_one_machine_kept_is_in_another_before_its_job() {
+    let Some(job) = Job::new() else { return };
+    let image = scene(&job);
+    let before = sha256(&image);
+    let run = || job.sh(SHOW).image(&image).with(&["--changes", "c"]);
+    run().go().exits(0).prints(SHOWN);
+    // A regular user is mapped after the merge.
+    run().with(&["--root"]).go().exits(0).prints(SHOWN);
+    assert_eq!(sha256(&image), before);
+}
+
+#[test]
+fn a_kept_overlay_is_not_merged_into_twice() {
+    let Some(job) = Job::new() else { return };
+    let image = scene(&job);
+    let options = ["--root", "--overlay", "other.cow", "--changes", "c"];
+    let run = |script: &str| job.sh(script).image(&image).with(&options).go();
+    run("cat /etc/name; echo mine >/etc/name")
+        .exits(0)
+        .prints("changed\n");
+    run("cat /etc/name").exits(0).prints("mine\n");
+}
+
+#[test]
+fn bad_archives_stop_the_job_before_it_runs() {
+    let Some(job) = Job::new() else { return };
+    let image = scene(&job);
+    let whole = fs::read(job.path().join("c")).unwrap();
+    job.put("truncated", &whole[..whole.len() - 512]);
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    job.put("damaged", &damaged);
+    job.put("other", b"a text");
+    for (name, reason) in [
+        ("missing", "No such file"),
+        ("truncated", "is truncated"),
+        ("damaged", "is damaged"),
+        ("other", "is no changes archive"),
+    ] {
+        let run = job.sh("touch ran").image(&image).with(&["--changes", name]);
+        run.go().exits(125).says(&[name, reason]);
+    }
+    assert!(!job.has("ran"));
+}
+
+#[test]
+fn another_base_is_refused_unless_it_is_wanted() {
+    let Some(job) = Job::new() else { return };
+    scene(&job);
+    let other = ext4(&job, "another");
+    let run = |options: &[&str]| {
+        let run = job.sh("touch ran; cat /etc/new").image(&other);
+        run.with(&["--changes", "c"]).with(options).go()
+    };
+    run(&[])
+        .exits(125)
+        .says(&["made for another base", "--changes-any-base"]);
+    // The guest looks by itself where the host does not.
+    run(&["--write", "--root"])
+        .exits(125)
+        .says(&["made for another base"]);
+    assert!(!job.has("ran"));
+    run(&["--changes-any-base"]).exits(0).prints("new\n");
+}
+
+#[test]
+fn a_committed_image_has_the_changes_and_nothing_else() {
+    let Some(job) = Job::new() else { return };
+    let image = scene(&job);
+    let base = image.to_str().unwrap();
+    let commit = [
+        "snap",
+        "commit",
+        "--base",
+        base,
+        "--changes",
+        "c",
+        "-o",
+        "new.img",
+    ];
+    job.apppot(&commit).go().exits(0);
+    let words = ["snap", "changes", "--base", base, "new.img", "-o", "again"];
+    job.apppot(&words).go().exits(0);
+    let archive = |name: &str| fs::read(job.path().join(name)).unwrap();
+    assert!(archive("c") == archive("again"));
+    job.sh(SHOW)
+        .image(&job.path().join("new.img"))
+        .go()
+        .exits(0)
+        .prints(SHOWN);
+    tool(
+        "e2fsck",
+        &["-fn", job.path().join("new.img").to_str().unwrap()],
+    );
+}
+
+#[test]
+fn a_guest_makes_the_same_archive_as_its_host() {
+    let Some(job) = Job::new() else { return };
+    let image = scene(&job);
+    let base = image.to_str().unwrap();
+    job.apppot(&["snap", "base", base, "-o", "recorded"])
+        .go()
+        .exits(0);
+    job.run(&["apppot-snap", "changes", "-b", "recorded", "guest"])
+        .image(&image)
+        .with(&["--root", "--overlay", "kept.cow"])
+        .go()
+        .exits(0);
+    let words = [
+        "snap",
+        "changes",
+        "--base",
+        "recorded",
+        base,
+        "--overlay",
+        "kept.cow",
+        "-o",
+        "host",
+    ];
+    job.apppot(&words).go().exits(0);
+    let archive = |name: &str| fs::read(job.path().join(name)).unwrap();
+    assert!(archive("guest") == archive("host"));
+}
+
+#[test]
+fn a_guest_records_changes_and_merges_by_itself() {
+    let Some(job) = Job::new() else { return };
+    let image = ext4(&job, "image");
+    let script = format!("apppot-snap base && {{ {MODIFY}; }} && apppot-snap changes");
+    job.sh(&script)
+        .image(&image)
+        .with(&["--root"])
+        .go()
+        .exits(0);
+    let merge = format!("apppot-snap merge >/dev/null && {SHOW}");
+    let run = job.sh(&merge).image(&image).with(&["--root"]);
+    run.go().exits(0).prints(SHOWN);
+    let run = job
+        .sh(SHOW)
+        .image(&image)
+        .with(&["--changes", "apppot.changes"]);
+    run.go().exits(0).prints(SHOWN);
+}
+
+#[test]
+fn archives_are_shown() {
+    let Some(job) = Job::new() else { return };
+    scene(&job);
+    let shown = job.apppot(&["snap", "inspect", "c"]).go().exits(0);
+    shown.shows(&[
+        "* /etc/name (8 bytes)",
+        "+ /etc/new (4 bytes)",
+        "+ /srv",
+        "- /bin/env",
+    ]);
+    let json = job
+        .apppot(&["--json", "snap", "inspect", "c"])
+        .go()
+        .exits(0);
+    json.shows(&["\"change\":\"-\"", "\"path\":\"/bin/env\""]);
+}
+
+#[test]
+fn directories_have_changes_too() {
+    let Some(job) = Job::new() else { return };
+    let root = small_root(&job, "root");
+    let path = root.to_str().unwrap();
+    job.apppot(&["snap", "base", path]).go().exits(0);
+    fs::write(root.join("etc/new"), "new\n").unwrap();
+    fs::write(root.join("etc/left-out"), "x").unwrap();
+    job.put(".apppotignore", b"left-*\n");
+    let words = ["snap", "changes", "--base", "apppot.base", path];
+    job.apppot(&words).go().exits(0);
+    job.apppot(&["snap", "inspect"])
+        .go()
+        .exits(0)
+        .shows(&["+ /etc/new"]);
+    let diff = job
+        .apppot(&["snap", "diff", "--base", "apppot.base", path])
+        .go()
+        .exits(0);
+    assert!(!diff.stdout.windows(8).any(|part| part == b"left-out"));
+}
