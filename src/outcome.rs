@@ -55,8 +55,10 @@ impl Lost {
     }
 
     /// What the command wrote did not reach its place.
-    pub(crate) fn output() -> Self {
-        Self::new("the command's output could not be written")
+    pub(crate) fn output(error: &str) -> Self {
+        Self::new(format!(
+            "the command's output could not be written: {error}"
+        ))
     }
 
     /// No agent has spoken.

@@ -377,9 +377,9 @@ impl<'a> Session<'a> {
         if let Some(given_up) = self.write_out()? {
             ending = given_up;
         }
-        let lost = self.outputs.iter().any(Output::has_failed);
-        if lost && ending.exit_status() == 0 {
-            ending = Ending::Lost(Lost::output());
+        let lost = self.outputs.iter().find_map(Output::failure);
+        if let Some(error) = lost.filter(|_| ending.exit_status() == 0) {
+            ending = Ending::Lost(Lost::output(error));
         }
         self.raw = None;
         if let Ending::Lost(lost) = &mut ending {
@@ -395,10 +395,13 @@ impl<'a> Session<'a> {
     /// Waits until everything has been written, for as long as the readers take and nobody wants the
     /// launcher to end; then how it ended instead.
     fn write_out(&mut self) -> Result<Option<Ending>> {
-        let until = self
-            .terms
+        let terms = self.terms;
+        let limit = terms
             .deadline
-            .map(|deadline| deadline + self.terms.grace + self.terms.last_words);
+            .map(|deadline| deadline + terms.grace + terms.last_words);
+        // Whoever has asked for the end has waited for the grace already.
+        let asked = self.asked.map(|_| Instant::now() + LAST_OUTPUT);
+        let until = limit.into_iter().chain(asked).min();
         loop {
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             for output in &self.outputs {
@@ -421,11 +424,14 @@ impl<'a> Session<'a> {
                 }
             }
             if until.is_some_and(|until| until <= Instant::now()) {
-                return Ok(Some(Ending::TimedOut));
+                return Ok(Some(self.asked.map_or(Ending::TimedOut, Ending::Stopped)));
             }
         }
     }
 }
+
+/// What a reader gets to take the rest of the output when the launcher has been asked to end.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// Whether a signal asks for the end.
 fn ends_the_job(signal: i32) -> bool {

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{mpsc, Arc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{mpsc, Arc, OnceLock};
 
 use apppot_contract::link::{Frame, Stream};
 use nix::fcntl::OFlag;
@@ -39,8 +39,8 @@ enum Piece {
 struct State {
     /// Bytes in the queue.
     pending: AtomicUsize,
-    /// Whether something could not be written, and not because nobody wanted it.
-    failed: AtomicBool,
+    /// Why something could not be written, when not because nobody wanted it.
+    failure: OnceLock<String>,
 }
 
 impl Output {
@@ -110,9 +110,9 @@ impl Output {
         self.queue = None;
     }
 
-    /// Whether something could not be written.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.state.failed.load(Ordering::Relaxed)
+    /// Why something could not be written.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.state.failure.get().map(String::as_str)
     }
 
     /// A descriptor that hangs up when everything has been written.
@@ -160,7 +160,7 @@ impl Writer {
         };
         if let Err(error) = write_all(file, bytes) {
             if error.kind() != io::ErrorKind::BrokenPipe {
-                self.state.failed.store(true, Ordering::Relaxed);
+                let _ = self.state.failure.set(error.to_string());
             }
             self.file = None;
             self.sender.send(&Frame::Close(self.stream));

@@ -41,6 +41,24 @@ fn a_signal_ends_a_command_that_does_not_expect_it() {
 }
 
 #[test]
+fn a_signal_that_is_ignored_stays_so() {
+    let Some(job) = Job::new() else { return };
+    let script = "trap 'echo got >got' HUP; echo ready; read -r line; echo over";
+    let run = job
+        .sh(script)
+        .ignoring(libc::SIGHUP)
+        .input(Input::Open)
+        .limit(20);
+    let mut running = run.start();
+    running.until_it_prints("ready");
+    running.signal(libc::SIGHUP);
+    std::thread::sleep(Duration::from_millis(300));
+    running.end_input();
+    running.finish().exits(0).prints("ready\nover\n");
+    assert!(!job.has("got"));
+}
+
+#[test]
 fn usr1_does_not_start_the_end() {
     let Some(job) = Job::new() else { return };
     let script = "trap 'echo got' USR1; echo ready; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo over";

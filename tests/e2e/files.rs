@@ -138,3 +138,17 @@ fn what_the_user_may_not_read_stays_unreadable() {
         assert!(!done.text().contains("secret"));
     }
 }
+
+#[test]
+fn follow_the_callers_umask() {
+    let Some(job) = Job::new() else { return };
+    for (mask, mode) in [(0o077, 0o100_600), (0o002, 0o100_664), (0o027, 0o100_640)] {
+        let name = format!("file{mask:o}");
+        job.sh(&format!("umask; echo x >{name}"))
+            .umask(mask)
+            .go()
+            .exits(0)
+            .prints(&format!("{mask:04o}\n"));
+        assert_eq!(metadata(&job, &name).permissions().mode(), mode, "{mask:o}");
+    }
+}

@@ -16,6 +16,7 @@ fn the_commands_own() {
         ("kill -15 $$", 143),
         ("kill -SEGV $$", 139),
         ("kill -USR1 $$", 138),
+        ("kill -64 $$", 192),
     ] {
         let done = job.sh(script).go();
         assert_eq!(done.code(), Some(status), "{script}");

@@ -5,8 +5,8 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::support::processes::status_field;
-use crate::support::{noise, Input, Job};
+use crate::support::processes::{self, status_field};
+use crate::support::{eventually, noise, Input, Job};
 
 const MIB: usize = 1 << 20;
 
@@ -185,4 +185,33 @@ fn what_a_command_leaves_running_does_not_keep_the_machine() {
             done.elapsed
         );
     }
+}
+
+#[test]
+fn a_reader_that_never_reads_does_not_hold_the_end() {
+    let Some(job) = Job::new() else { return };
+    let (_read, write) = pipe();
+    let run = job.sh("while :; do echo yes; done").output(write);
+    let done = run
+        .with(&["--time-limit", "3s", "--grace", "1s"])
+        .limit(30)
+        .go();
+    assert_eq!(done.code(), Some(124), "{}", done.stderr);
+    let (_read, write) = pipe();
+    let run = job.sh("while :; do echo yes; done").output(write).limit(30);
+    let running = run.with(&["--grace", "1s"]).start();
+    let machine = || processes::descendants(running.pid());
+    eventually("a machine", Duration::from_secs(10), || machine().len() > 2);
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal(libc::SIGTERM);
+    let status = running.finish().code();
+    assert!([Some(143), Some(137)].contains(&status), "{status:?}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let Some(job) = Job::new() else { return };
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let done = job.sh("echo lost; exit 0").output(full).go();
+    done.exits(125).says(&["No space left"]);
 }

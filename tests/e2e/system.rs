@@ -61,5 +61,7 @@ fn an_image_without_an_init_says_so() {
         .limit(120)
         .go();
     done.exits(125).says(&["init"]);
+    let done = job.sh("touch ran").with(&SYSTEM).go();
+    done.exits(125).says(&["--boot system", "hint: "]);
     assert!(!job.has("ran"));
 }

@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{fcntl, FcntlArg, FdFlag};
+use nix::poll::{poll, PollFd, PollFlags};
 use nix::pty::{openpty, OpenptyResult};
 use nix::sys::termios::{tcgetattr, LocalFlags, Termios};
 
@@ -17,10 +20,33 @@ use crate::support::{eventually, processes, Job, Run, PANIC, PANIC_OPTIONS};
 /// `apppot` on a terminal of its own, which we hold the other end of.
 struct Session {
     child: Child,
-    master: File,
+    master: Option<File>,
     slave: OwnedFd,
     seen: Arc<Mutex<Vec<u8>>>,
     before: Termios,
+    reader: Option<Reader>,
+}
+
+/// The thread that reads what the terminal shows, and what makes it end.
+type Reader = (Arc<AtomicBool>, JoinHandle<()>);
+
+fn read_in_background(mut master: File, seen: Arc<Mutex<Vec<u8>>>) -> Reader {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let thread = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while !stopped.load(Ordering::Relaxed) {
+            let mut fds = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, 20u16).unwrap() == 0 {
+                continue;
+            }
+            match master.read(&mut buffer) {
+                Ok(len @ 1..) => seen.lock().unwrap().extend_from_slice(&buffer[..len]),
+                _ => return,
+            }
+        }
+    });
+    (stop, thread)
 }
 
 impl Session {
@@ -46,20 +72,23 @@ impl Session {
         }
         let child = processes::spawn(&mut command).unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (mut reader, shared) = (master.try_clone().unwrap(), Arc::clone(&seen));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(len @ 1..) = reader.read(&mut buffer) {
-                shared.lock().unwrap().extend_from_slice(&buffer[..len]);
-            }
-        });
+        let reader = read_in_background(master.try_clone().unwrap(), Arc::clone(&seen));
         Session {
             child,
-            master,
+            master: Some(master),
             slave,
             seen,
             before,
+            reader: Some(reader),
         }
+    }
+
+    /// Closes the window: nothing of our end is left.
+    fn hang_up(&mut self) {
+        self.master = None;
+        let (stop, reader) = self.reader.take().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
     }
 
     fn text(&self) -> String {
@@ -75,14 +104,24 @@ impl Session {
     }
 
     fn type_in(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).unwrap();
+        self.master
+            .as_mut()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
     }
 
     /// Changes the window's size, as a terminal emulator does.
     fn resize(&self, rows: u16, columns: u16) {
         let size = winsize(rows, columns);
         // SAFETY: TIOCSWINSZ reads a winsize.
-        let result = unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        let result = unsafe {
+            libc::ioctl(
+                self.master.as_ref().unwrap().as_raw_fd(),
+                libc::TIOCSWINSZ,
+                &size,
+            )
+        };
         assert_eq!(result, 0);
     }
 
@@ -201,6 +240,17 @@ fn is_restored_when_the_machine_dies() {
     assert_eq!(session.finish().code(), Some(125));
     session.until_it_shows("panic");
     assert!(session.is_restored());
+}
+
+#[test]
+fn that_goes_away_ends_the_job() {
+    let Some(job) = Job::new() else { return };
+    let script = "trap 'echo hung up >got; exit 3' HUP; echo ready; while :; do sleep 0.05; done";
+    let mut session = Session::start(&job.sh(script), 24, 80);
+    session.until_it_shows("ready");
+    session.hang_up();
+    session.finish();
+    assert_eq!(job.read("got"), "hung up\n");
 }
 
 #[test]

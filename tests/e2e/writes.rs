@@ -262,6 +262,8 @@ fn that_cannot_be_are_refused() {
         .exits(125)
         .says(&["overlay"]);
     assert!(!job.has("kept.cow"));
+    let host = job.sh("true").with(&["--write"]).go();
+    host.exits(125).says(&["never written", "hint: "]);
     let image = ext4(&job, "image");
     let both = ["--write", "--overlay", "kept.cow"];
     job.sh("true")

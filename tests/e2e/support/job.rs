@@ -152,6 +152,8 @@ pub(crate) struct Run<'a> {
     limit: Duration,
     address_space: Option<u64>,
     mounts: Option<String>,
+    umask: Option<u32>,
+    ignored: Option<i32>,
 }
 
 impl<'a> Run<'a> {
@@ -175,6 +177,8 @@ impl<'a> Run<'a> {
             limit: Duration::from_secs(60),
             address_space: None,
             mounts: None,
+            umask: None,
+            ignored: None,
         }
     }
 
@@ -239,6 +243,18 @@ impl<'a> Run<'a> {
         self
     }
 
+    /// The launcher's umask.
+    pub(crate) fn umask(mut self, mask: u32) -> Self {
+        self.umask = Some(mask);
+        self
+    }
+
+    /// A signal that the launcher's parent has ignored, as nohup(1) does.
+    pub(crate) fn ignoring(mut self, signal: i32) -> Self {
+        self.ignored = Some(signal);
+        self
+    }
+
     /// Runs it where this shell script, as root of a mount namespace of its own, has changed the
     /// mounts. (An ordinary user is root there, and stays it.)
     pub(crate) fn mounts(mut self, script: &str) -> Self {
@@ -257,7 +273,8 @@ impl<'a> Run<'a> {
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.directory);
-        let (close, address_space) = (matches!(self.input, Input::Closed), self.address_space);
+        let close = matches!(self.input, Input::Closed);
+        let (address_space, umask, ignored) = (self.address_space, self.umask, self.ignored);
         // SAFETY: only async-signal-safe calls.
         unsafe {
             command.pre_exec(move || {
@@ -270,6 +287,12 @@ impl<'a> Run<'a> {
                         rlim_max: bytes,
                     };
                     libc::setrlimit(libc::RLIMIT_AS, &limit);
+                }
+                if let Some(mask) = umask {
+                    libc::umask(mask);
+                }
+                if let Some(signal) = ignored {
+                    libc::signal(signal, libc::SIG_IGN);
                 }
                 Ok(())
             });
