@@ -3,7 +3,7 @@
 use crate::support::{Job, Run};
 
 /// `apppot config` with the user's configuration in `beside/config`.
-fn show<'a>(job: &'a Job) -> Run<'a> {
+fn show(job: &Job) -> Run<'_> {
     let run = job.apppot(&["config"]).without_env("APPPOT_KERNEL");
     run.env("XDG_CONFIG_HOME", job.beside("config"))
 }
