@@ -1,0 +1,145 @@
+//! `apppot run` and `apppot shell`: from options to a machine, to an exit status.
+
+mod shares;
+mod show;
+mod specification;
+mod streams;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use apppot_backends::spec::{MachineSpec, Writes};
+use apppot_backends::Hypervisor;
+use apppot_contract::{Stdin, Workload};
+
+use self::specification::{options, specify};
+use crate::caller::JobDirectory;
+use crate::cli::{Boot, General, MachineArgs};
+use crate::config::Config;
+use crate::failure::hinted;
+use crate::outcome;
+use crate::session::{self, terminal, Signals, Terms};
+
+/// Runs `workload` and returns the exit status.
+///
+/// # Errors
+/// The machine cannot be started, or the host's side of it fails.
+pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> Result<u8> {
+    let started = Instant::now();
+    let jobdir = JobDirectory::find(args.workdir.as_deref())?;
+    let config = Config::load(options(args), &jobdir.real)?;
+    let spec = specify(args, &config, &jobdir, workload, started)?;
+    serve(args, &config, &spec, general, started)
+}
+
+/// Boots the image at `image` to merge `changes` into it, and returns the exit status.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn merge_into(
+    image: &Path,
+    changes: &[PathBuf],
+    any_base: bool,
+    general: &General,
+) -> Result<u8> {
+    #[derive(Debug, clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+    let started = Instant::now();
+    let words = ["apppot", "--write", "--root", "--no-tty"];
+    let mut args = <Alone as clap::Parser>::try_parse_from(words)?.machine;
+    args.image = Some(image.to_owned());
+    args.changes = changes.to_vec();
+    args.changes_any_base = any_base;
+    let jobdir = JobDirectory::find(None)?;
+    let config = Config::load(options(&args), &jobdir.real)?;
+    let settle = vec!["/run/apppot-bin/apppot-snap".into(), "sync".into()];
+    let mut spec = specify(&args, &config, &jobdir, Workload::Command(settle), started)?;
+    // Nothing of this host is to be left in the image: no mount points, no names.
+    spec.shares.clear();
+    spec.contract.jobdir = PathBuf::from("/");
+    spec.contract.tmpdir = None;
+    spec.contract.stdin = Stdin::Null;
+    serve(&args, &config, &spec, general, started)
+}
+
+/// Starts the machine and stays with it until it has ended.
+fn serve(
+    args: &MachineArgs,
+    config: &Config,
+    spec: &MachineSpec,
+    general: &General,
+    started: Instant,
+) -> Result<u8> {
+    let backend = select(&config.backend.value)?;
+    if args.dry_run {
+        return show::dry_run(backend.as_ref(), spec, general);
+    }
+    if let Some(path) = &args.report {
+        outcome::check_report(path)?;
+    }
+    let terms = terms(args, config, spec, general, started);
+    // Before there is a second thread, and before the machine inherits anything.
+    let _keeper = match terms.terminal {
+        true => terminal::Keeper::start().context("cannot watch over the terminal")?,
+        false => None,
+    };
+    let signals = Signals::take().context("cannot receive signals")?;
+    let image = &config.image.value;
+    let mut machine = backend
+        .launch(spec)
+        .with_context(|| format!("cannot boot appliance '{}'", image.display()))?;
+    if general.verbose > 0 {
+        show::describe(machine.as_ref(), spec);
+    }
+    let ended = session::serve(machine.as_mut(), signals, &terms)?;
+    show::conclude(args, general, spec, machine.as_ref(), &ended)
+}
+
+/// How the host's side of the link deals with this machine.
+fn terms(
+    args: &MachineArgs,
+    config: &Config,
+    spec: &MachineSpec,
+    general: &General,
+    started: Instant,
+) -> Terms {
+    Terms {
+        reads_stdin: spec.contract.stdin != Stdin::Null,
+        terminal: spec.contract.terminal.is_some(),
+        deadline: config.time_limit.value.map(|limit| started + limit.0),
+        grace: config.grace.value.0,
+        last_words: match args.boot {
+            Boot::Direct => Duration::from_secs(3),
+            Boot::System => Duration::from_secs(90),
+        },
+        leaves_disk: spec.writes != Writes::Memory,
+        show_console: general.verbose > 1,
+        show_warnings: !general.quiet,
+    }
+}
+
+/// The backend of that name; `auto` is the first one that can run here.
+fn select(name: &str) -> Result<Box<dyn Hypervisor>> {
+    let mut backends = apppot_backends::all();
+    let names: Vec<&str> = backends.iter().map(|backend| backend.name()).collect();
+    let names = names.join(", ");
+    if name == "auto" {
+        // The last one is not asked: its launch says what is in the way.
+        let last = backends.len() - 1;
+        let able = backends[..last]
+            .iter()
+            .position(|backend| backend.probe().is_ok());
+        return Ok(backends.swap_remove(able.unwrap_or(last)));
+    }
+    match backends.iter().position(|backend| backend.name() == name) {
+        Some(index) => Ok(backends.swap_remove(index)),
+        None => Err(hinted(
+            format!("there is no backend '{name}'"),
+            format!("backends of this build: {names}, auto"),
+        )),
+    }
+}

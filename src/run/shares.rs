@@ -1,0 +1,91 @@
+//! The host's directories that the guest sees: the job directory and the binds.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context, Result};
+use apppot_backends::spec::Share;
+
+use crate::caller::JobDirectory;
+use crate::cli::MachineArgs;
+use crate::config::Config;
+
+/// The job directory and the binds, and where the guest sees the job directory.
+pub(super) fn shares(
+    args: &MachineArgs,
+    config: &Config,
+    jobdir: &JobDirectory,
+    is_host: bool,
+) -> Result<(Vec<Share>, PathBuf)> {
+    let mut shares = Vec::new();
+    let mut guest_jobdir = jobdir.known_as.clone();
+    // The host appliance shows its root as it is; nothing in / itself can be the user's to write.
+    if !(is_host && jobdir.real == Path::new("/")) {
+        let guest = match belongs_to_the_system(&jobdir.real) && !is_host {
+            true => PathBuf::from("/job"),
+            false => jobdir.real.clone(),
+        };
+        if guest != jobdir.real {
+            guest_jobdir.clone_from(&guest);
+        }
+        shares.push(Share {
+            host: jobdir.real.clone(),
+            guest,
+            read_only: false,
+        });
+    }
+    let configured = config.bind.value.iter().map(OsString::from);
+    for text in configured.chain(args.bind.iter().cloned()) {
+        let share =
+            bind(&text).with_context(|| format!("cannot bind '{}'", text.to_string_lossy()))?;
+        shares.push(share);
+    }
+    Ok((shares, guest_jobdir))
+}
+
+/// Directories that an image has of its own and that must not be covered.
+fn belongs_to_the_system(path: &Path) -> bool {
+    const SYSTEM: [&str; 11] = [
+        "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys",
+        "/usr",
+    ];
+    path == Path::new("/")
+        || path == Path::new("/run")
+        || path == Path::new("/var")
+        || SYSTEM.iter().any(|system| path.starts_with(system))
+}
+
+/// `HOST[:GUEST][:ro]`.
+fn bind(text: &OsString) -> Result<Share> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let bytes = text.as_bytes();
+    let (paths, read_only) = match bytes.strip_suffix(b":ro") {
+        Some(paths) => (paths, true),
+        None => (bytes.strip_suffix(b":rw").unwrap_or(bytes), false),
+    };
+    let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_owned()));
+    let (host, guest) = match paths.iter().position(|&byte| byte == b':') {
+        // A colon may also be part of the name.
+        Some(at) if !path(paths).exists() => (path(&paths[..at]), Some(path(&paths[at + 1..]))),
+        _ => (path(paths), None),
+    };
+    let host = std::fs::canonicalize(&host).with_context(|| format!("'{}'", host.display()))?;
+    if !host.is_dir() {
+        bail!(
+            "'{}' is no directory; only directories can be shared",
+            host.display()
+        );
+    }
+    let guest = guest.unwrap_or_else(|| host.clone());
+    if !guest.is_absolute() || guest == Path::new("/") {
+        bail!(
+            "'{}' is no place for a directory in the guest",
+            guest.display()
+        );
+    }
+    Ok(Share {
+        host,
+        guest,
+        read_only,
+    })
+}

@@ -1,0 +1,180 @@
+//! The machine that options and configuration describe.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
+
+use anyhow::Result;
+use apppot_backends::image::Image;
+use apppot_backends::limits;
+use apppot_backends::spec::{MachineSpec, Writes};
+use apppot_contract::{Contract, Workload};
+
+use super::shares::shares;
+use super::streams::streams;
+use crate::caller::{self, JobDirectory};
+use crate::cli::{Boot, MachineArgs};
+use crate::config::{Config, Origin, Values};
+use crate::failure::hinted;
+use crate::snap;
+use crate::units::Size;
+
+/// The agent, which becomes `/init` of the initramfs.
+const AGENT: &[u8] = include_bytes!(env!("APPPOT_AGENT"));
+
+/// Memory of a machine when nobody says how much.
+const DEFAULT_MEMORY: u64 = 2 << 30;
+
+/// What the options say, as the strongest layer of the configuration.
+pub(super) fn options(args: &MachineArgs) -> Values {
+    Values {
+        image: args.image.clone(),
+        backend: args.backend.clone(),
+        kernel: args.kernel.clone(),
+        memory: args.memory,
+        cpus: args.cpus,
+        containment: args.containment,
+        seccomp: args.seccomp,
+        time_limit: args.time_limit,
+        grace: args.grace,
+        ..Values::default()
+    }
+}
+
+/// The machine that the options and the configuration describe.
+pub(super) fn specify(
+    args: &MachineArgs,
+    config: &Config,
+    jobdir: &JobDirectory,
+    workload: Workload,
+    started: Instant,
+) -> Result<MachineSpec> {
+    let image = open_image(&config.image.value)?;
+    let writes = writes(args);
+    let changes = snap::examine(&args.changes, args.changes_any_base, &image, &writes)?;
+    let is_host = image.path == Path::new("/");
+    if is_host {
+        refuse_for_the_host(args)?;
+    }
+    let (shares, guest_jobdir) = shares(args, config, jobdir, is_host)?;
+    let contract = contract(args, config, guest_jobdir, workload, started)?;
+    Ok(MachineSpec {
+        image,
+        writes,
+        changes,
+        kernel: config.kernel.value.clone(),
+        agent: Cow::Borrowed(AGENT),
+        memory: memory(config),
+        cpus: config.cpus.value,
+        shares,
+        contract,
+        containment: config.containment.value,
+        seccomp: config.seccomp.value,
+        trim_resident: crate::batch::is_job(),
+        extra: args.extra.clone(),
+    })
+}
+
+/// What the agent is told, but for the guest's half of what the backend provides.
+fn contract(
+    args: &MachineArgs,
+    config: &Config,
+    jobdir: PathBuf,
+    workload: Workload,
+    started: Instant,
+) -> Result<Contract> {
+    let id = match &args.id {
+        Some(id) => check_id(id)?,
+        None => format!("apppot-{}", std::process::id()),
+    };
+    let configured = config.env.value.iter();
+    let env = configured
+        .map(|(name, value)| (name.into(), value.into()))
+        .chain(caller::environment(&args.env_file, &args.env)?)
+        .collect();
+    let (stdin, terminal) = streams(args);
+    let limit = config.time_limit.value;
+    let time_left = limit.map(|limit| limit.0.saturating_sub(started.elapsed()));
+    Ok(Contract {
+        id,
+        jobdir,
+        tmpdir: Some(PathBuf::from("/tmp")),
+        user: match args.root {
+            true => None,
+            false => caller::user(args.user.clone()),
+        },
+        workload,
+        stdin,
+        terminal,
+        umask: caller::umask(),
+        env,
+        hostname: caller::hostname(),
+        deadline: time_left.map(|left| SystemTime::now() + left),
+        grace: config.grace.value.0,
+        boot: args.boot.into(),
+        ..Contract::default()
+    })
+}
+
+/// The host's own root is an appliance that nothing can be broken in.
+fn refuse_for_the_host(args: &MachineArgs) -> Result<()> {
+    if args.write {
+        return Err(hinted(
+            "--write: the default appliance is this host's own root, which is never written into",
+            "name an image with --image",
+        ));
+    }
+    if args.boot == Boot::System {
+        return Err(hinted(
+            "--boot system: the default appliance is this host's own root, whose services are not started",
+            "name an image with --image, or leave out --boot",
+        ));
+    }
+    Ok(())
+}
+
+fn open_image(path: &Path) -> Result<Image> {
+    let path = match path.to_str() {
+        Some("host") => Path::new("/"),
+        _ => path,
+    };
+    Ok(Image::open(path)?)
+}
+
+fn check_id(id: &str) -> Result<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if id.is_empty() || id.len() > 64 || !id.chars().all(allowed) {
+        return Err(hinted(
+            format!("'{id}' cannot be a machine's name"),
+            "names are up to 64 letters, digits, hyphens, underscores and dots",
+        ));
+    }
+    Ok(id.to_owned())
+}
+
+fn writes(args: &MachineArgs) -> Writes {
+    match &args.overlay {
+        _ if args.write => Writes::Image,
+        Some(path) if path.as_os_str() != "memory" => Writes::Overlay(path.clone()),
+        _ => Writes::Memory,
+    }
+}
+
+/// Guest memory: as asked for, or what fits of the default or of the batch system's grant.
+fn memory(config: &Config) -> u64 {
+    let wanted = config
+        .memory
+        .value
+        .map_or(DEFAULT_MEMORY, |Size(bytes)| bytes);
+    if !matches!(config.memory.origin, Origin::BuiltIn | Origin::Batch(_)) {
+        return wanted;
+    }
+    let (fit, _) = limits::backings();
+    let free = fit
+        .iter()
+        .map(|backing| backing.free)
+        .max()
+        .unwrap_or(wanted);
+    let most = free.min(limits::most_memory());
+    wanted.min(most).max(limits::LEAST_MEMORY)
+}
