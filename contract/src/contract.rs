@@ -32,6 +32,9 @@ pub struct Contract {
     /// `apppot.changes`, repeated, in the order of merging: changes archives to merge into the root
     /// before anything else happens to it.
     pub changes: Vec<Changes>,
+    /// `apppot.files`, `apppot.files-ring`, `apppot.results`: how the job's files travel where the
+    /// job directory is not one of the mounts.
+    pub files: Option<Files>,
     /// `apppot.jobdir`: the working directory of the job, as the guest sees it.
     pub jobdir: PathBuf,
     /// `apppot.tmpdir`: what `TMPDIR` is to be in the job; it is made when it is missing.
@@ -78,11 +81,32 @@ pub enum Writes {
     Device,
 }
 
-/// How a directory of the host is reached.
+/// How the job's files reach the guest and come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
     /// User-Mode Linux's own filesystem (`Documentation/filesystems/hostfs`).
     Hostfs,
+    /// A tar stream in `Files` frames on the link: the whole directory in, what changed out.
+    Link,
+    /// The same stream on two block devices, one in and one out.
+    Disk,
+}
+
+/// Every channel.
+pub const CHANNELS: [Channel; 3] = [Channel::Hostfs, Channel::Link, Channel::Disk];
+
+/// Files that travel before and after the job, instead of being shared while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// How; none that is [live](Channel::is_live).
+    pub channel: Channel,
+    /// The directory that they are put into, made when it is missing.
+    pub target: PathBuf,
+    /// The block device with the ring that they come through, on links that are slow towards the
+    /// guest; for [`Channel::Link`] only.
+    pub ring: Option<PathBuf>,
+    /// Which results travel: patterns as in gitignore(5), all when there are none.
+    pub results: Vec<String>,
 }
 
 /// A directory of the host, seen in the guest.
@@ -168,6 +192,33 @@ pub enum Boot {
     System,
 }
 
+impl Channel {
+    /// The word for it: in a contract, on a command line, in messages.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Channel::Hostfs => "hostfs",
+            Channel::Link => "link",
+            Channel::Disk => "disk",
+        }
+    }
+
+    /// The channel of that word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        CHANNELS.into_iter().find(|channel| channel.word() == word)
+    }
+
+    /// Whether the guest sees the host's files themselves, while the job runs.
+    #[must_use]
+    pub fn is_live(self) -> bool {
+        match self {
+            Channel::Hostfs => true,
+            Channel::Link | Channel::Disk => false,
+        }
+    }
+}
+
 impl Default for Contract {
     fn default() -> Self {
         Contract {
@@ -176,6 +227,7 @@ impl Default for Contract {
             root: None,
             mounts: Vec::new(),
             changes: Vec::new(),
+            files: None,
             jobdir: PathBuf::from("/"),
             tmpdir: None,
             user: None,

@@ -22,7 +22,8 @@ mod report;
 pub mod token;
 
 pub use contract::{
-    Boot, Changes, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes, VERSION,
+    Boot, Changes, Channel, Contract, Files, Mount, Root, Stdin, Terminal, User, Workload, Writes,
+    CHANNELS, VERSION,
 };
 pub use report::{Outcome, Report, Usage};
 pub use token::{Error, Token};

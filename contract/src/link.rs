@@ -32,6 +32,8 @@ pub enum Stream {
     Stdout,
     /// Agent to launcher.
     Stderr,
+    /// Launcher to agent before the job, agent to launcher after it.
+    Files,
 }
 
 /// One frame; the payload is borrowed from the decoder's buffer or the caller.
@@ -63,6 +65,10 @@ pub enum Frame<'a> {
     Received(u32),
     /// Launcher: nobody reads this output stream any more; close it, as a pipe whose reader is gone.
     Close(Stream),
+    /// Either side: bytes of the stream that carries the job's files.
+    Files(&'a [u8]),
+    /// Launcher: so many bytes of that stream have been put into its ring since the start.
+    FilesRing(u64),
     /// Launcher: the terminal's new size.
     Resize {
         /// Height in characters.
@@ -98,6 +104,8 @@ mod kind {
     pub(super) const REPORT: u8 = 13;
     pub(super) const CLOSE: u8 = 14;
     pub(super) const RECEIVED: u8 = 15;
+    pub(super) const FILES: u8 = 16;
+    pub(super) const FILES_RING: u8 = 17;
 }
 
 impl<'a> Frame<'a> {
@@ -122,6 +130,8 @@ impl<'a> Frame<'a> {
                     &[&[stream.number()], &bytes.to_be_bytes()],
                 );
             }
+            Frame::Files(bytes) => put(out, kind::FILES, &[bytes]),
+            Frame::FilesRing(total) => put(out, kind::FILES_RING, &[&total.to_be_bytes()]),
             Frame::Resize { rows, columns } => {
                 put(
                     out,
@@ -186,6 +196,10 @@ impl<'a> Frame<'a> {
             kind::RECEIVED => Frame::Received(u32::from_be_bytes(
                 payload.try_into().map_err(|_| malformed)?,
             )),
+            kind::FILES => Frame::Files(payload),
+            kind::FILES_RING => Frame::FilesRing(u64::from_be_bytes(
+                payload.try_into().map_err(|_| malformed)?,
+            )),
             kind::SHUTDOWN if payload.is_empty() => Frame::Shutdown,
             kind::LOG => Frame::Log(payload),
             kind::REPORT => Frame::Report(payload),
@@ -212,11 +226,12 @@ impl Stream {
             Stream::Stdin => 0,
             Stream::Stdout => 1,
             Stream::Stderr => 2,
+            Stream::Files => 3,
         }
     }
 
     fn from_number(number: u8) -> Option<Self> {
-        [Stream::Stdin, Stream::Stdout, Stream::Stderr]
+        [Stream::Stdin, Stream::Stdout, Stream::Stderr, Stream::Files]
             .into_iter()
             .find(|stream| stream.number() == number)
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use apppot_contract::cmdline::{self, Carrier, Found};
 use apppot_contract::link::{Decoder, Frame, Stream};
 use apppot_contract::{
-    document, percent, Boot, Changes, Channel, Contract, Mount, Outcome, Report, Root, Stdin,
-    Terminal, Usage, User, Workload, Writes,
+    document, percent, Boot, Changes, Channel, Contract, Files, Mount, Outcome, Report, Root,
+    Stdin, Terminal, Usage, User, Workload, Writes,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -66,6 +66,17 @@ fn mount() -> impl Strategy<Value = Mount> {
     })
 }
 
+fn files() -> impl Strategy<Value = Files> {
+    let link = (option::of(path())).prop_map(|ring| (Channel::Link, ring));
+    let channel = prop_oneof![link, Just((Channel::Disk, None))];
+    (channel, path(), vec(text(), 0..3)).prop_map(|((channel, ring), target, results)| Files {
+        channel,
+        target,
+        ring,
+        results,
+    })
+}
+
 fn changes() -> impl Strategy<Value = Changes> {
     (path(), any::<bool>()).prop_map(|(source, any_base)| Changes { source, any_base })
 }
@@ -114,13 +125,14 @@ prop_compose! {
         (id, hostname) in (name(), option::of(name())),
         (link, jobdir, tmpdir) in (option::of(path()), path(), option::of(path())),
         (root, mounts, changes) in (option::of(root()), vec(mount(), 0..4), vec(changes(), 0..3)),
+        files in option::of(files()),
         (user, workload, stdin) in (option::of(user()), workload(), stdin()),
         (terminal, env) in (option::of(terminal()), vec(variable(), 0..4)),
         (deadline, grace, umask) in (option::of(any::<u64>()), any::<u64>(), 0u32..0o1000),
         boot in prop_oneof![Just(Boot::Direct), Just(Boot::System)],
     ) -> Contract {
         Contract {
-            id, link, root, mounts, changes, jobdir, tmpdir, user, workload, stdin, terminal, env, hostname,
+            id, link, root, mounts, changes, files, jobdir, tmpdir, user, workload, stdin, terminal, env, hostname,
             deadline: deadline.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms)),
             grace: Duration::from_millis(grace),
             umask,
@@ -277,6 +289,9 @@ fn key() -> impl Strategy<Value = &'static str> {
         "apppot.writes",
         "apppot.mount",
         "apppot.changes",
+        "apppot.files",
+        "apppot.files-ring",
+        "apppot.results",
         "apppot.jobdir",
         "apppot.tmpdir",
         "apppot.user",

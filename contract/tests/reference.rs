@@ -80,7 +80,7 @@ fn the_table_of_keys_is_the_code_s() {
         let key = line.split('=').next().unwrap();
         assert!(keys.contains(&key), "{key}");
     }
-    assert_eq!(keys.len(), 25);
+    assert_eq!(keys.len(), 28);
 }
 
 #[test]
@@ -107,6 +107,8 @@ fn the_table_of_frames_is_the_code_s() {
         Frame::Report(b""),
         Frame::Received(0),
         Frame::Close(apppot_contract::link::Stream::Stdout),
+        Frame::Files(b""),
+        Frame::FilesRing(0),
     ];
     for frame in frames {
         let debug = format!("{frame:?}");
@@ -115,7 +117,7 @@ fn the_table_of_frames_is_the_code_s() {
         assert!(PAGE.contains(&row), "{row}");
     }
     let mut decoder = Decoder::default();
-    decoder.feed(&[16, 0, 0, 0, 0]);
+    decoder.feed(&[18, 0, 0, 0, 0]);
     decoder
         .next()
         .expect_err("a type that the page does not have");

@@ -263,18 +263,23 @@ fn mount_share(share: &Mount) -> io::Result<()> {
     if !share.target.is_dir() {
         fs::create_dir_all(&share.target)?;
     }
-    let Channel::Hostfs = share.channel;
     let flags = match share.read_only {
         true => MsFlags::MS_RDONLY,
         false => MsFlags::empty(),
     };
-    mount(
-        NONE,
-        &share.target,
-        Some("hostfs"),
-        flags,
-        Some(share.source.as_os_str()),
-    )?;
+    match share.channel {
+        // Its source is an option, not a device.
+        Channel::Hostfs => mount(
+            NONE,
+            &share.target,
+            Some("hostfs"),
+            flags,
+            Some(share.source.as_os_str()),
+        )?,
+        Channel::Link | Channel::Disk => {
+            return Err(io::Error::other("its channel is for files, not for mounts"));
+        }
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::{
-    Boot, Changes, Channel, Contract, Mount, Root, Stdin, Terminal, User, Workload, Writes,
+    Boot, Changes, Channel, Contract, Files, Mount, Root, Stdin, Terminal, User, Workload, Writes,
 };
 use crate::token::{number, parse, Error, Token, TERM};
 
@@ -28,6 +28,8 @@ pub(crate) struct Reader {
     shell: bool,
     size: Option<(u16, u16)>,
     term: Option<String>,
+    ring: Option<PathBuf>,
+    results: Vec<String>,
 }
 
 impl Reader {
@@ -39,6 +41,7 @@ impl Reader {
         match token.key {
             "mount" => self.contract.mounts.push(Mount::read(token)?),
             "changes" => self.contract.changes.push(Changes::read(token)?),
+            "results" => self.results.push(utf8(token, token.bytes()?)?),
             "arg" => self.argv.push(os(token)?),
             "env" => self.contract.env.push(variable(token)?),
             key if self.seen.iter().any(|seen| seen == key) => {
@@ -65,6 +68,8 @@ impl Reader {
                 self.filesystem = Some((utf8(token, filesystem)?, without_nul(token, source)?));
             }
             "writes" => self.writes = Some(writes(token)?),
+            "files" => contract.files = Some(Files::read(token)?),
+            "files-ring" => self.ring = Some(absolute(token, token.bytes()?)?),
             "jobdir" => contract.jobdir = absolute(token, token.bytes()?)?,
             "tmpdir" => contract.tmpdir = Some(absolute(token, token.bytes()?)?),
             "user" => self.user = Some(name(token)?),
@@ -108,6 +113,7 @@ impl Reader {
     pub(crate) fn finish(mut self) -> Result<Contract, Error> {
         let mut contract = std::mem::take(&mut self.contract);
         contract.root = self.root()?;
+        self.complete_files(&mut contract.files)?;
         contract.user = self.user()?;
         contract.workload = match (self.argv.is_empty(), self.shell) {
             (false, false) => Workload::Command(self.argv),
@@ -136,6 +142,22 @@ impl Reader {
             })),
             (None, None) => Ok(None),
             (None, Some(_)) => Err(Error::new(b"apppot.writes", "needs apppot.root")),
+        }
+    }
+
+    fn complete_files(&mut self, files: &mut Option<Files>) -> Result<(), Error> {
+        let (ring, results) = (self.ring.take(), std::mem::take(&mut self.results));
+        match files {
+            Some(files) => {
+                if ring.is_some() && files.channel != Channel::Link {
+                    return Err(Error::new(b"apppot.files-ring", "is for the channel link"));
+                }
+                (files.ring, files.results) = (ring, results);
+                Ok(())
+            }
+            None if ring.is_some() => Err(Error::new(b"apppot.files-ring", "needs apppot.files")),
+            None if !results.is_empty() => Err(Error::new(b"apppot.results", "needs apppot.files")),
+            None => Ok(()),
         }
     }
 
@@ -170,10 +192,7 @@ impl Mount {
     fn read(token: &Token) -> Result<Self, Error> {
         let [channel, source, target, access] = token.fields::<4>()?;
         Ok(Mount {
-            channel: match channel.as_slice() {
-                b"hostfs" => Channel::Hostfs,
-                _ => return Err(token.error("names an unknown channel")),
-            },
+            channel: read_channel(token, &channel, true)?,
             source: without_nul(token, source)?,
             target: absolute(token, target)?,
             read_only: match access.as_slice() {
@@ -183,6 +202,27 @@ impl Mount {
             },
         })
     }
+}
+
+impl Files {
+    fn read(token: &Token) -> Result<Self, Error> {
+        let [channel, target] = token.fields::<2>()?;
+        Ok(Files {
+            channel: read_channel(token, &channel, false)?,
+            target: absolute(token, target)?,
+            ring: None,
+            results: Vec::new(),
+        })
+    }
+}
+
+/// A channel of the kind that the key takes.
+fn read_channel(token: &Token, word: &[u8], live: bool) -> Result<Channel, Error> {
+    std::str::from_utf8(word)
+        .ok()
+        .and_then(Channel::from_word)
+        .filter(|channel| channel.is_live() == live)
+        .ok_or_else(|| token.error("names a channel that is unknown here"))
 }
 
 impl Changes {

@@ -182,7 +182,10 @@ fn bad_values_are_named() {
         ("apppot.mount=hostfs,/a%00,/b,ro", "holds a NUL byte"),
         ("apppot.mount=hostfs,/a,b,ro", "is no absolute path"),
         ("apppot.mount=hostfs,/a,/b,wo", "neither ro nor rw"),
-        ("apppot.mount=9p,/a,/b,ro", "names an unknown channel"),
+        (
+            "apppot.mount=9p,/a,/b,ro",
+            "names a channel that is unknown here",
+        ),
         ("apppot.mount=hostfs,/a,/b", "has 3 fields where 4 belong"),
         ("apppot.jobdir=work", "is no absolute path"),
         ("apppot.jobdir=", "is no absolute path"),

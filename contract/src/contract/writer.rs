@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::time::UNIX_EPOCH;
 
-use super::{Boot, Channel, Contract, Mount, Stdin, User, Workload, Writes};
+use super::{Boot, Contract, Files, Mount, Stdin, User, Workload, Writes};
 use crate::token::{Writer, TERM};
 
 impl Contract {
@@ -26,6 +26,9 @@ impl Contract {
         for changes in &self.changes {
             let base: &[u8] = if changes.any_base { b"any" } else { b"own" };
             out.add_fields("changes", &[changes.source.as_os_str().as_bytes(), base]);
+        }
+        if let Some(files) = &self.files {
+            files.write(out);
         }
         out.add("jobdir", self.jobdir.as_os_str().as_bytes());
         if let Some(tmpdir) = &self.tmpdir {
@@ -59,16 +62,28 @@ impl Contract {
 
 impl Mount {
     fn write(&self, out: &mut Writer) {
-        let Channel::Hostfs = self.channel;
         out.add_fields(
             "mount",
             &[
-                b"hostfs",
+                self.channel.word().as_bytes(),
                 self.source.as_bytes(),
                 self.target.as_os_str().as_bytes(),
                 if self.read_only { b"ro" } else { b"rw" },
             ],
         );
+    }
+}
+
+impl Files {
+    fn write(&self, out: &mut Writer) {
+        let target = self.target.as_os_str().as_bytes();
+        out.add_fields("files", &[self.channel.word().as_bytes(), target]);
+        if let Some(ring) = &self.ring {
+            out.add("files-ring", ring.as_os_str().as_bytes());
+        }
+        for pattern in &self.results {
+            out.add("results", pattern);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Every type, with the bytes that stand on the wire for it.
-const FRAMES: [(Frame, &[u8]); 15] = [
+const FRAMES: [(Frame, &[u8]); 17] = [
     (
         Frame::Hello {
             protocol: 1,
@@ -33,6 +33,8 @@ const FRAMES: [(Frame, &[u8]); 15] = [
     (Frame::Shutdown, b"\x0b\0\0\0\0"),
     (Frame::Received(258), b"\x0f\0\0\0\x04\0\0\x01\x02"),
     (Frame::Close(Stream::Stderr), b"\x0e\0\0\0\x01\x02"),
+    (Frame::Files(b"tar"), b"\x10\0\0\0\x03tar"),
+    (Frame::FilesRing(1), b"\x11\0\0\0\x08\0\0\0\0\0\0\0\x01"),
     (Frame::Log(b"\xff"), b"\x0c\0\0\0\x01\xff"),
     (Frame::Report(b"#"), b"\x0d\0\0\0\x01#"),
 ];
@@ -69,7 +71,12 @@ fn the_bytes_on_the_wire_are_fixed() {
     for (frame, bytes) in FRAMES {
         assert_eq!(frame.to_vec(), bytes, "{frame:?}");
     }
-    for (stream, number) in [(Stream::Stdin, 0), (Stream::Stdout, 1), (Stream::Stderr, 2)] {
+    for (stream, number) in [
+        (Stream::Stdin, 0),
+        (Stream::Stdout, 1),
+        (Stream::Stderr, 2),
+        (Stream::Files, 3),
+    ] {
         assert_eq!(Frame::Credit(stream, 0).to_vec()[HEADER], number);
     }
 }
@@ -124,7 +131,7 @@ fn a_long_log_is_cut_off() {
 
 #[test]
 fn unknown_types_are_errors() {
-    for kind in [0, 16, 255] {
+    for kind in [0, 18, 255] {
         let mut decoder = Decoder::default();
         decoder.feed(&raw(kind, b"x"));
         assert_eq!(decoder.next(), Err(LinkError::UnknownType { kind }));
@@ -142,12 +149,13 @@ fn payloads_of_another_shape_are_errors() {
         (8, b""),
         (8, b"\0\0\0\0"),
         (8, b"\0\0\0\0\0\0"),
-        (8, b"\x03\0\0\0\0"),
+        (8, b"\x04\0\0\0\0"),
         (9, b"\0\0\0"),
         (9, b"\0\0\0\0\0"),
         (10, b""),
         (10, b"\0\0"),
         (11, b"x"),
+        (17, b"1234567"),
     ] {
         let mut decoder = Decoder::default();
         decoder.feed(&raw(kind, payload));
