@@ -207,6 +207,12 @@ pub(crate) fn shares(contract: &Contract) -> Result<Kept, Failure> {
         kept.watch(Path::new("/"))
             .step("opening the root filesystem")?;
     }
+    if contract.files.is_some() {
+        return Err(Failure::new(
+            "receiving the job's files",
+            "this agent has only live channels",
+        ));
+    }
     for share in &contract.mounts {
         let target = share.target.display();
         let mounted = mount_share(share).and_then(|()| match share.read_only {
