@@ -246,10 +246,18 @@ fn landlock() -> Check {
             "root of a guest reaches whatever its user reaches",
             "use a host kernel from 5.13 on, with 'landlock' in its lsm= list",
         ),
-        abi => Check::good(
-            "containment",
-            format!("Landlock, ABI {abi} (contents of files; not their modes and times)"),
-        ),
+        abi => match containment::attributes::obstacle() {
+            None => Check::good("containment", format!("Landlock, ABI {abi}")),
+            Some(obstacle) => Check::good(
+                "containment",
+                format!("Landlock, ABI {abi}, without supervision of modes and times: {obstacle}"),
+            )
+            .but(
+                State::Fair,
+                "root of a guest can change modes and times of its user's files (not read or write them)",
+                "use a host kernel from 5.0 on with kernel.yama.ptrace_scope at most 1",
+            ),
+        },
     }
 }
 

@@ -6,11 +6,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+
+use crate::containment::Confinement;
 
 /// Numbers that the child's inherited descriptors get. High enough that nothing which the standard
 /// library opens between fork and exec can have them.
@@ -31,8 +34,8 @@ pub struct Spawn {
     pub console: OwnedFd,
     /// The host CPU that it and its children are bound to.
     pub cpu: Option<usize>,
-    /// A Landlock ruleset that it enters.
-    pub ruleset: Option<OwnedFd>,
+    /// What it confines itself to.
+    pub confinement: Option<Confinement>,
     /// Who ends it when this process is killed.
     pub at_end: AtEnd,
 }
@@ -44,6 +47,7 @@ pub struct Process {
     pidfd: OwnedFd,
     at_end: AtEnd,
     ended: Option<ExitStatus>,
+    confinement: Option<Arc<Confinement>>,
 }
 
 impl Spawn {
@@ -60,7 +64,8 @@ impl Spawn {
             .collect::<io::Result<Vec<(OwnedFd, RawFd)>>>()?;
         let plan: Vec<(RawFd, RawFd)> =
             moved.iter().map(|(fd, to)| (fd.as_raw_fd(), *to)).collect();
-        let ruleset = self.ruleset.as_ref().map(AsRawFd::as_raw_fd);
+        let confinement = self.confinement.map(Arc::new);
+        let entered = confinement.clone();
         let cpus = self.cpu.map(cpu_set);
         let launcher = std::process::id();
         let mut command = Command::new(&self.program);
@@ -73,7 +78,7 @@ impl Spawn {
             .stderr(self.console);
         // SAFETY: the closure makes only async-signal-safe calls on values prepared above.
         unsafe {
-            command.pre_exec(move || prepare(launcher, &plan, ruleset, cpus.as_ref()));
+            command.pre_exec(move || prepare(launcher, &plan, entered.as_deref(), cpus.as_ref()));
         }
         adopt_orphans();
         let child = command.spawn()?;
@@ -82,6 +87,7 @@ impl Spawn {
             child,
             at_end: self.at_end,
             ended: None,
+            confinement,
         };
         let watched = process
             .at_end
@@ -114,7 +120,7 @@ fn adopt_orphans() {
 fn prepare(
     launcher: u32,
     plan: &[(RawFd, RawFd)],
-    ruleset: Option<RawFd>,
+    confinement: Option<&Confinement>,
     cpus: Option<&libc::cpu_set_t>,
 ) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
@@ -164,9 +170,8 @@ fn prepare(
         for &(from, to) in plan {
             check(libc::dup2(from, to))?;
         }
-        if let Some(ruleset) = ruleset {
-            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-            check(libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) as libc::c_int)?;
+        if let Some(confinement) = confinement {
+            confinement.enter()?;
         }
     }
     Ok(())
@@ -206,6 +211,12 @@ impl Process {
     #[must_use]
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// What it confines itself to.
+    #[must_use]
+    pub fn confinement(&self) -> Option<&Confinement> {
+        self.confinement.as_deref()
     }
 
     /// Waits until the process has ended or `until` has come.

@@ -3,6 +3,8 @@
 //! Every attempt is made a second time without confinement, where it must succeed: so each test shows
 //! that it can fail.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::support::{Done, Job, Run};
@@ -144,35 +146,44 @@ fn nothing_outside_can_be_written_with_the_hosts_root() {
         "d='{}'
          mkdir -p /tmp/m; mount -t hostfs none /tmp/m -o / && {{
             echo changed >\"/tmp/m$d/secret\"; echo new >\"/tmp/m$d/new\"; mkdir \"/tmp/m$d/newdir\"
-            rm -f \"/tmp/m$d/gone\"; mv \"/tmp/m$d/moved\" \"/tmp/m$d/away\"; chmod 777 \"/tmp/m$d/mode\"
+            rm -f \"/tmp/m$d/gone\"; mv \"/tmp/m$d/moved\" \"/tmp/m$d/away\"
+            chmod 777 \"/tmp/m$d/mode\"; touch -d 2001-01-01 \"/tmp/m$d/time\"
+            touch -d 2001-01-01 \"/tmp/m$d\"; chmod 700 \"/tmp/m$d\"
          }}
          echo in-the-overlay >\"$d/secret\"; cat \"$d/secret\"",
         shown(&outside)
     );
     let prepare = || {
-        for name in ["gone", "moved", "mode"] {
+        for name in ["gone", "moved", "mode", "time"] {
             job.put(outside.join(name), "");
         }
     };
-    let listing = || {
-        let mut names: Vec<_> = std::fs::read_dir(&outside)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        names.sort();
-        names
-    };
     prepare();
-    let before = listing();
+    let before = state(&outside);
     let confined = attempt(&job, &script, "required").go().exits(0);
     confined.shows(&["in-the-overlay"]);
-    assert_eq!(listing(), before);
-    assert_eq!(
-        std::fs::read_to_string(outside.join("secret")).unwrap(),
-        SECRET
-    );
+    assert_eq!(state(&outside), before);
     attempt(&job, &script, "off").go().exits(0);
-    assert_ne!(listing(), before, "the test cannot fail");
+    let changed = state(&outside);
+    assert_eq!(changed.len(), before.len() + 1, "the test cannot fail");
+    for (name, was) in &before {
+        assert_ne!(changed.get(name), Some(was), "the test cannot fail");
+    }
+}
+
+/// Content, mode and times of all that is in a directory, and of the directory.
+fn state(directory: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32, (i64, i64))> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .chain([directory.to_owned()])
+        .map(|path| {
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let content = std::fs::read(&path).unwrap_or_default();
+            let times = (meta.mtime(), meta.mtime_nsec());
+            (path, (content, meta.mode(), times))
+        })
+        .collect()
 }
 
 #[test]
@@ -185,7 +196,8 @@ fn a_read_only_share_stays_so() {
     let bind = format!("{}:/data:ro", shown(&outside));
     let script = format!(
         "cat /data/secret; echo x >/data/direct; mount -o remount,rw /data; echo x >/data/remounted
-         mount -t hostfs none /mnt -o '{}' && echo x >/mnt/again; echo tried",
+         mount -t hostfs none /mnt -o '{}' && echo x >/mnt/again
+         chmod 777 /data/secret /mnt/secret; touch -d 2001-01-01 /data/secret /mnt/secret; echo tried",
         shown(&outside)
     );
     let run = |mode| {
@@ -196,13 +208,14 @@ fn a_read_only_share_stays_so() {
     let Some(confined) = run("required") else {
         return;
     };
+    let before = state(&outside);
     confined.go().exits(0).shows(&["tried", SECRET]);
-    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+    assert_eq!(state(&outside), before);
     run("off").unwrap().go().exits(0);
-    assert!(
-        std::fs::read_dir(&outside).unwrap().count() > 1,
-        "the test cannot fail"
-    );
+    let changed = state(&outside);
+    assert!(changed.len() > before.len(), "the test cannot fail");
+    let secret = outside.join("secret");
+    assert_ne!(changed[&secret], before[&secret], "the test cannot fail");
 }
 
 #[test]

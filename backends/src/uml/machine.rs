@@ -13,15 +13,16 @@ use nix::sys::memfd::{memfd_create, MFdFlags};
 
 use super::arguments::descriptor;
 use super::cow;
-use super::plan::{open_path, Plan};
-use crate::containment::{self, Reach, Rule};
-use crate::cpu::{self, Slot};
+use super::plan::{open_path, Need, Plan};
+use crate::containment::attributes::Writable;
+use crate::containment::{self, Confinement, Reach, Rule};
+use crate::cpu;
 use crate::flock::{self, Use};
 use crate::image::ImageKind;
 use crate::limits;
 use crate::process::{self, Process, Spawn};
 use crate::ring::Ring;
-use crate::spec::Writes;
+use crate::spec::{Containment, Writes};
 use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
 
 /// The machine; dropping it kills the kernel's process.
@@ -47,35 +48,16 @@ impl UmlMachine {
             let _ = directory.map(std::fs::remove_dir_all);
         })
         .map_err(Error::system("start the watch over the machine"))?;
+        let (link, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
         let mut given = Descriptors::default();
-        given.open_image(&plan)?;
-        given.open_changes(&plan)?;
-        given.open_shares(&plan)?;
-        given.add(descriptor::INITRAMFS, memfd(&plan.initramfs)?);
-        given.add(descriptor::MEMORY, dup(memory.descriptor.as_fd())?);
-        let (ours, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
+        given.open(&plan)?;
+        given.add(descriptor::MEMORY, memory.descriptor);
         given.add(descriptor::LINK, theirs.into());
         let ring = given.open_ring(&plan)?;
-        let slot = plan.bind.then(cpu::take).flatten();
-        let cpu = slot.as_ref().map(|slot| slot.cpu);
-        given
-            .list
-            .extend(slot.map(|Slot { holder, .. }| (descriptor::CPU_SLOT, holder)));
-        let mut rules = plan.rules()?;
-        rules.push(Rule {
-            file: dup(memory.descriptor.as_fd())?,
-            shown: backing.path.display().to_string(),
-            reach: Reach::Write,
-        });
-        let ruleset = containment::ruleset(&rules, plan.containment)?;
-        let facts = Facts {
-            backend: "uml",
-            kernel: plan.kernel.path.display().to_string(),
-            release: plan.kernel.release.clone(),
-            containment: containment::describe(ruleset.is_some(), plan.containment),
-            memory_backing: backing.path.display().to_string(),
-            pinned_to: cpu,
-        };
+        let cpu = given.take_cpu(&plan);
+        let rules = given.rules(&plan)?;
+        let writable = given.writable(&plan)?;
+        let confinement = Confinement::new(&rules, plan.containment)?;
         let (console, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(Error::system("make the console"))?;
         let process = Spawn {
@@ -85,15 +67,23 @@ impl UmlMachine {
             descriptors: given.list,
             console: output,
             cpu,
-            ruleset,
+            confinement,
             at_end,
         }
         .start()
         .map_err(Error::file("start kernel", &plan.kernel.path))?;
+        let facts = Facts {
+            backend: "uml",
+            kernel: plan.kernel.path.display().to_string(),
+            release: plan.kernel.release.clone(),
+            containment: supervise(&process, writable, plan.containment)?,
+            memory_backing: backing.path.display().to_string(),
+            pinned_to: cpu,
+        };
         Ok(UmlMachine {
             process,
             link: Some(Link {
-                stream: ours,
+                stream: link,
                 document: plan.document,
                 capacity: (!plan.kernel.is_ours()).then_some(SERIAL_LINE),
                 ring,
@@ -101,6 +91,14 @@ impl UmlMachine {
             console: Some(console.into()),
             facts,
         })
+    }
+}
+
+/// Serves the confined process; the state of its confinement, for people.
+fn supervise(process: &Process, writable: Vec<Writable>, mode: Containment) -> Result<String> {
+    match process.confinement() {
+        Some(confinement) => confinement.supervise(dup(process.ended())?, writable, mode),
+        None => Ok(containment::none(mode)),
     }
 }
 
@@ -118,6 +116,15 @@ struct Descriptors {
 impl Descriptors {
     fn add(&mut self, number: RawFd, descriptor: OwnedFd) {
         self.list.push((number, descriptor));
+    }
+
+    /// Opens what the plan names, and makes what goes with it.
+    fn open(&mut self, plan: &Plan) -> Result<()> {
+        self.open_image(plan)?;
+        self.open_changes(plan)?;
+        self.open_shares(plan)?;
+        self.add(descriptor::INITRAMFS, memfd(&plan.initramfs)?);
+        Ok(())
     }
 
     /// Opens and locks the image, and the copy-on-write file above it.
@@ -179,6 +186,52 @@ impl Descriptors {
             ring.memory().map_err(Error::system(failed))?,
         );
         Ok(Some(ring))
+    }
+
+    /// A host CPU for a machine that is bound to one, if one is free.
+    fn take_cpu(&mut self, plan: &Plan) -> Option<usize> {
+        let slot = plan.bind.then(cpu::take).flatten()?;
+        self.add(descriptor::CPU_SLOT, slot.holder);
+        Some(slot.cpu)
+    }
+
+    fn get(&self, number: RawFd) -> Option<&OwnedFd> {
+        let mut list = self.list.iter();
+        list.find_map(|(given, fd)| (*given == number).then_some(fd))
+    }
+
+    /// What the kernel's process may reach. What it is given is not looked up a second time.
+    fn rules(&self, plan: &Plan) -> Result<Vec<Rule>> {
+        let rule = |need: &Need| {
+            let given = need.descriptor.and_then(|number| self.get(number));
+            let file = match given {
+                Some(given) => dup(given.as_fd())?,
+                None => open_path(&need.path)?,
+            };
+            let reach = need.reach;
+            Ok(Rule { file, reach })
+        };
+        let mut rules: Vec<Rule> = plan.needs().iter().map(rule).collect::<Result<_>>()?;
+        if let Some(memory) = self.get(descriptor::MEMORY) {
+            rules.push(Rule {
+                file: dup(memory.as_fd())?,
+                reach: Reach::Write,
+            });
+        }
+        Ok(rules)
+    }
+
+    /// The directories below which attributes may be changed.
+    fn writable(&self, plan: &Plan) -> Result<Vec<Writable>> {
+        let needs = plan.needs();
+        let numbers = needs
+            .iter()
+            .filter(|need| need.reach == Reach::Write)
+            .filter_map(|need| need.descriptor);
+        numbers
+            .filter_map(|number| Some((number, self.get(number)?)))
+            .map(|(number, directory)| Ok((number, dup(directory.as_fd())?)))
+            .collect()
     }
 }
 

@@ -56,7 +56,7 @@ impl Hypervisor for Uml {
     }
 
     fn render(&self, spec: &MachineSpec) -> Result<Rendered> {
-        plan::Plan::make(self, spec)?.render(self.name())
+        Ok(plan::Plan::make(self, spec)?.render(self.name()))
     }
 
     fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>> {

@@ -3,6 +3,8 @@
 //! Making a plan changes nothing on the host. [`super::machine`] carries it out.
 
 use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use apppot_contract::{cmdline, Channel, Mount, Root, Stdin, Writes as GuestWrites};
@@ -11,7 +13,7 @@ use super::arguments::{self, descriptor, device};
 use super::kernel::{self, Has, Kernel};
 use super::{cow, Uml};
 use crate::capabilities;
-use crate::containment::{Reach, Rule};
+use crate::containment::Reach;
 use crate::image::{Image, ImageKind};
 use crate::initramfs::Pieces;
 use crate::limits;
@@ -96,20 +98,16 @@ impl Plan {
     }
 
     /// The plan for people.
-    ///
-    /// # Errors
-    /// A file that it names cannot be opened.
-    pub(super) fn render(&self, backend: &'static str) -> Result<Rendered> {
+    pub(super) fn render(&self, backend: &'static str) -> Rendered {
         let confined = self.containment != Containment::Off;
-        let rules = confined.then(|| self.rules()).transpose()?;
-        Ok(Rendered {
+        Rendered {
             backend,
             argv: crate::process::shown(self.kernel.path.as_os_str(), &self.args),
             descriptors: self.descriptors(),
             environment: self.environment(),
-            containment: rules.map(|rules| rules.iter().map(Rule::to_string).collect()),
+            containment: confined.then(|| self.needs().iter().map(Need::to_string).collect()),
             document: self.document.clone(),
-        })
+        }
     }
 
     /// The kernel's environment: where it makes the file for its memory.
@@ -157,59 +155,74 @@ impl Plan {
         list
     }
 
-    /// What the kernel's process may reach, apart from memfds, which Landlock does not govern.
-    ///
-    /// # Errors
-    /// A path cannot be opened.
-    pub(super) fn rules(&self) -> Result<Vec<Rule>> {
-        let mut rules = Vec::new();
-        let mut add = |path: &Path, reach| {
-            open_path(path).map(|file| {
-                rules.push(Rule {
-                    file,
-                    shown: path.display().to_string(),
-                    reach,
-                });
-            })
-        };
-        add(&self.kernel.path, Reach::Execute)?;
+    /// What the kernel's process may reach, apart from memfds, which Landlock does not govern, and the
+    /// directory for guest memory, which has no name.
+    pub(super) fn needs(&self) -> Vec<Need> {
+        let mut needs = Vec::new();
+        let mut named = |path: &Path, reach| needs.push(Need::named(path, reach));
+        named(&self.kernel.path, Reach::Execute);
         for library in &self.libraries {
-            add(library, Reach::Execute)?;
+            named(library, Reach::Execute);
         }
-        if !self.libraries.is_empty() {
-            // Absent where the loader has no cache.
-            let _ = add(Path::new("/etc/ld.so.cache"), Reach::Read);
+        let cache = Path::new("/etc/ld.so.cache");
+        if !self.libraries.is_empty() && cache.exists() {
+            named(cache, Reach::Read);
         }
         for device in ["/dev/random", "/dev/urandom", "/proc/cpuinfo"] {
-            add(Path::new(device), Reach::Read)?;
+            named(Path::new(device), Reach::Read);
         }
         // The kernel tries at boot what its terminals can do.
         for device in ["/dev/null", "/dev/ptmx", "/dev/pts"] {
-            add(Path::new(device), Reach::Write)?;
+            named(Path::new(device), Reach::Write);
         }
-        let root = match self.writes {
-            Writes::Image => Reach::Write,
-            _ => Reach::Read,
-        };
-        add(&self.image.path, root)?;
+        let mut given = |number, path: &Path, writes| needs.push(Need::given(number, path, writes));
+        let writes_image = self.writes == Writes::Image;
+        given(descriptor::ROOT, &self.image.path, writes_image);
         if let Writes::Overlay(path) = &self.writes {
-            // A dry run makes no file, and there is none to name then.
-            if path.exists() {
-                add(path, Reach::Write)?;
-            }
+            given(descriptor::OVERLAY, path, true);
         }
-        for changes in &self.changes {
-            add(&changes.path, Reach::Read)?;
+        for (number, changes) in (descriptor::CHANGES..).zip(&self.changes) {
+            given(number, &changes.path, false);
         }
-        for share in &self.shares {
-            let reach = if share.read_only {
-                Reach::Read
-            } else {
-                Reach::Write
-            };
-            add(&share.host, reach)?;
+        for (number, share) in (descriptor::SHARES..).zip(&self.shares) {
+            given(number, &share.host, !share.read_only);
         }
-        Ok(rules)
+        needs
+    }
+}
+
+/// A file or directory that the kernel's process needs.
+#[derive(Debug)]
+pub(super) struct Need {
+    /// The number of its descriptor, when it is given one; else it is opened by its path.
+    pub(super) descriptor: Option<RawFd>,
+    /// Its path.
+    pub(super) path: PathBuf,
+    /// What for.
+    pub(super) reach: Reach,
+}
+
+impl Need {
+    fn named(path: &Path, reach: Reach) -> Self {
+        Need {
+            descriptor: None,
+            path: path.to_owned(),
+            reach,
+        }
+    }
+
+    fn given(number: RawFd, path: &Path, writes: bool) -> Self {
+        Need {
+            descriptor: Some(number),
+            path: path.to_owned(),
+            reach: if writes { Reach::Write } else { Reach::Read },
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.reach, self.path.display())
     }
 }
 

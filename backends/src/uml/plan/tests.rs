@@ -75,7 +75,7 @@ impl Place {
 
     /// What the plan of `spec` shows, the host's own figures taken out.
     fn shown(&self, spec: &MachineSpec) -> String {
-        let rendered = Plan::make(&Uml, spec).unwrap().render("uml").unwrap();
+        let rendered = Plan::make(&Uml, spec).unwrap().render("uml");
         let place = self.directory.path().display().to_string();
         let argv = rendered
             .argv
