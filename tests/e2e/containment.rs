@@ -171,8 +171,11 @@ fn nothing_outside_can_be_written_with_the_hosts_root() {
     }
 }
 
-/// Content, mode and times of all that is in a directory, and of the directory.
-fn state(directory: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32, (i64, i64))> {
+/// Content, mode, and time of the last change, seconds and nanoseconds.
+type State = (Vec<u8>, u32, i64, i64);
+
+/// The state of all that is in a directory, and of the directory.
+fn state(directory: &Path) -> BTreeMap<PathBuf, State> {
     let entries = std::fs::read_dir(directory).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     paths
@@ -180,8 +183,8 @@ fn state(directory: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32, (i64, i64))> {
         .map(|path| {
             let meta = std::fs::symlink_metadata(&path).unwrap();
             let content = std::fs::read(&path).unwrap_or_default();
-            let times = (meta.mtime(), meta.mtime_nsec());
-            (path, (content, meta.mode(), times))
+            let state = (content, meta.mode(), meta.mtime(), meta.mtime_nsec());
+            (path, state)
         })
         .collect()
 }

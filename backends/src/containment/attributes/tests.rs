@@ -1,5 +1,7 @@
 //! A forked process behind the filter tries to change attributes.
 
+#![allow(clippy::undocumented_unsafe_blocks)] // Raw calls, on arguments that live during the call.
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
@@ -170,7 +172,7 @@ fn times_and_owners_and_sizes_are_set() {
     let micro =
         [(1_000_000, 5), (2_000_000, 7)].map(|(tv_sec, tv_usec)| libc::timeval { tv_sec, tv_usec });
     let nano = [(3, 33), (4, 44)].map(|(tv_sec, tv_nsec)| libc::timespec { tv_sec, tv_nsec });
-    // SAFETY (all below): paths and times that live during the calls.
+
     let utimes = |path: &CString| unsafe { libc::utimes(path.as_ptr(), micro.as_ptr()) }.into();
     let utimens = |path: &CString| {
         let flags = libc::AT_SYMLINK_NOFOLLOW;
@@ -206,7 +208,7 @@ fn other_ways_are_closed() {
     let place = Place::new();
     let file = text(place.path("in/file"));
     let flags = 0;
-    // SAFETY (all below): arguments that live during the calls, or none.
+
     let errors = place.supervised([
         &|| unsafe { libc::syscall(libc::SYS_fchmodat, libc::AT_FDCWD, file.as_ptr(), 0o777) },
         &|| unsafe {
