@@ -48,7 +48,7 @@ test_end_to_end() {
 
 need_rust
 need_rust_tools
-need_packages shellcheck cpio user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd libcap2-bin
+need_packages shellcheck cpio user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr
 need_test_user
 step "scripts"
 check_scripts

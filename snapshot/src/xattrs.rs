@@ -11,7 +11,8 @@ pub(crate) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 pub(crate) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
 /// Whether the attribute is recorded and merged.
-pub(crate) fn is_recorded(name: &[u8]) -> bool {
+#[must_use]
+pub fn is_recorded(name: &[u8]) -> bool {
     if name.starts_with(OVERLAY) || INTEGRITY.contains(&name) {
         return false;
     }
