@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{lchown, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use apppot_contract::{Contract, User, Writes};
+use apppot_contract::{Contract, User};
 
 use crate::failure::{Failure, Step};
 
@@ -27,7 +27,7 @@ pub(crate) struct Identity {
 /// Regular users' numbers (login.defs(5), UID_MIN and UID_MAX of Debian, Fedora and others).
 const REGULAR: std::ops::Range<u32> = 1000..60000;
 
-/// Finds or makes the account of the contract's user below `root`, and lets it use sudo.
+/// Finds or makes the account of the contract's user below `root`.
 pub(crate) fn become_known(root: &Path, contract: &Contract) -> Result<Identity, Failure> {
     let step = "making the user's account";
     let passwd = read(&root.join("etc/passwd")).step(step)?;
@@ -41,19 +41,11 @@ pub(crate) fn become_known(root: &Path, contract: &Contract) -> Result<Identity,
     if mapped.passwd != passwd {
         make_home(root, &mapped.identity, mapped.was).step("making the user's home directory")?;
     }
-    let vanishing = contract
-        .root
-        .as_ref()
-        .is_some_and(|root| root.writes == Writes::Memory);
-    allow_sudo(root, &mapped.identity.name).step("allowing the user to use sudo")?;
-    if vanishing {
-        know_own_name(root, contract.hostname.as_deref()).step("writing /etc/hosts")?;
-    }
     Ok(mapped.identity)
 }
 
 /// A missing file is an empty one: the root directory of a container has no accounts.
-fn read(path: &Path) -> io::Result<String> {
+pub(crate) fn read(path: &Path) -> io::Result<String> {
     match fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -61,7 +53,7 @@ fn read(path: &Path) -> io::Result<String> {
     }
 }
 
-fn write_changed(path: &Path, before: &str, after: &str) -> io::Result<()> {
+pub(crate) fn write_changed(path: &Path, before: &str, after: &str) -> io::Result<()> {
     if before == after {
         return Ok(());
     }
@@ -246,7 +238,7 @@ fn free_name(passwd: &str, wanted: &str) -> String {
     }
 }
 
-fn appended(text: &str, line: &str) -> String {
+pub(crate) fn appended(text: &str, line: &str) -> String {
     let newline = if text.is_empty() || text.ends_with('\n') {
         ""
     } else {
@@ -268,8 +260,8 @@ fn make_home(root: &Path, identity: &Identity, was: Option<u32>) -> io::Result<(
     }
 }
 
-/// Gives what belonged to `was` to the account, staying on the appliance's filesystem: a directory
-/// of the host may be mounted below. (In an overlay only directories share a device number.)
+/// Gives what belonged to `was` to the account, staying on the appliance's filesystem. (In an overlay
+/// only directories share a device number.)
 fn give(path: &Path, was: u32, identity: &Identity) -> io::Result<()> {
     let device = fs::symlink_metadata(path)?.dev();
     let mut waiting = vec![path.to_owned()];
@@ -288,56 +280,6 @@ fn give(path: &Path, was: u32, identity: &Identity) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Where the appliance has sudo: without a password, since the user owns the appliance.
-fn allow_sudo(root: &Path, name: &str) -> io::Result<()> {
-    let directory = root.join("etc/sudoers.d");
-    let path = directory.join("apppot");
-    // A directory that cannot be read is the host's own, seen by an ordinary user.
-    if !root.join("usr/bin/sudo").exists() || fs::read_dir(&directory).is_err() {
-        return Ok(());
-    }
-    let rule = format!("{name} ALL=(ALL:ALL) NOPASSWD: ALL\n");
-    if fs::read(&path).is_ok_and(|text| text == rule.as_bytes()) {
-        return Ok(());
-    }
-    fs::write(&path, rule)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o440))
-}
-
-/// The guest's host name: the contract's, but an image that is written into keeps its own, for its
-/// `/etc/hosts` stays as it is.
-pub(crate) fn hostname(root: &Path, contract: &Contract) -> Option<String> {
-    let kept = contract
-        .root
-        .as_ref()
-        .is_some_and(|root| root.writes == Writes::Device);
-    let own = || {
-        read(&root.join("etc/hostname"))
-            .ok()?
-            .split_whitespace()
-            .next()
-            .map(String::from)
-    };
-    match kept {
-        true => own().or_else(|| contract.hostname.clone()),
-        false => contract.hostname.clone(),
-    }
-}
-
-/// Programs look up their own host's name.
-fn know_own_name(root: &Path, hostname: Option<&str>) -> io::Result<()> {
-    let Some(hostname) = hostname else {
-        return Ok(());
-    };
-    let path = root.join("etc/hosts");
-    let hosts = read(&path)?;
-    if hosts.split_whitespace().any(|word| word == hostname) {
-        return Ok(());
-    }
-    let line = format!("127.0.1.1 {hostname}\n");
-    write_changed(&path, &hosts, &appended(&hosts, &line))
 }
 
 #[cfg(test)]
@@ -423,12 +365,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let contract = Contract {
             user: Some(caller("ada", 1234, "ada", 1234)),
-            hostname: Some(String::from("node7")),
-            root: Some(apppot_contract::Root {
-                filesystem: String::from("ext4"),
-                source: "/dev/x".into(),
-                writes: Writes::Memory,
-            }),
             ..Contract::default()
         };
         fs::create_dir(root.path().join("etc")).unwrap();
@@ -439,6 +375,5 @@ mod tests {
         let text = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
         assert!(text("etc/passwd").contains("ada:x:1234"));
         assert!(text("etc/group").contains("ada:x:1234"));
-        assert_eq!(text("etc/hosts"), "127.0.1.1 node7\n");
     }
 }

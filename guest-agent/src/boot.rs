@@ -6,7 +6,9 @@ use apppot_contract::{Boot, Contract, Report, Usage};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
-use crate::{accounts, changes, job, modules, mounts, network, shutdown, sources, system};
+use crate::{
+    accounts, changes, hostname, job, modules, mounts, network, shutdown, sources, sudo, system,
+};
 
 /// Runs the whole life of the machine.
 pub(crate) fn run() -> ! {
@@ -28,15 +30,15 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     mounts::system().step("mounting the system directories")?;
     mounts::tools().step("making apppot-snap known")?;
     mounts::enter_root().step("entering the root filesystem")?;
-    if let Some(hostname) = accounts::hostname(Path::new("/"), &contract) {
-        nix::unistd::sethostname(hostname).step("setting the host name")?;
-    }
+    hostname::set(Path::new("/"), &contract)?;
     if contract.boot == Boot::System {
         return Err(hand_over(&contract, link));
     }
+    // Before the host's directories are there: the account is the appliance's own affair.
+    let identity = accounts::become_known(Path::new("/"), &contract)?;
+    let _sudo = sudo::allow(Path::new("/"), &identity, &contract)?;
     let kept = mounts::shares(&contract)?;
     network::loopback_up().step("bringing up the loopback interface")?;
-    let identity = accounts::become_known(Path::new("/"), &contract)?;
     let Some(link) = link else {
         return Err(Failure::new(
             "starting the job",

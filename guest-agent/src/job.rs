@@ -33,6 +33,11 @@ pub(crate) fn run(
         Ok(program) => program,
         Err(outcome) => return Ok(unused(outcome)),
     };
+    if contract.stdin == Stdin::Null && contract.terminal.is_none() && program.is_shell {
+        let warning = "no command is given and standard input is empty: the shell ends at once";
+        link.send(&Frame::Log(warning.as_bytes()))
+            .step("starting the job")?;
+    }
     let signals = child_signals().step("preparing for the command's end")?;
     let input = match &contract.stdin {
         Stdin::Ring(device) => Input::ring(device).step("opening standard input")?,
@@ -105,6 +110,8 @@ struct Output {
     pipe: Option<std::fs::File>,
     /// Bytes that the launcher still takes.
     credit: usize,
+    /// After the command's end: bytes that it may have written before.
+    left: Option<usize>,
 }
 
 struct Job<'a> {
@@ -138,6 +145,7 @@ impl<'a> Job<'a> {
             stream,
             pipe,
             credit: WINDOW,
+            left: None,
         };
         Job {
             link,
@@ -301,7 +309,7 @@ impl<'a> Job<'a> {
     fn send_output(&mut self) -> io::Result<bool> {
         let mut sent = false;
         for output in &mut self.outputs {
-            let most = output.credit;
+            let most = output.credit.min(output.left.unwrap_or(usize::MAX));
             let Some(pipe) = &mut output.pipe else {
                 continue;
             };
@@ -318,6 +326,7 @@ impl<'a> Job<'a> {
                     let frame = self.buffer.frame(&empty, len);
                     self.link.send_encoded(frame)?;
                     output.credit = output.credit.saturating_sub(len);
+                    output.left = output.left.map(|left| left.saturating_sub(len));
                     sent = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -330,16 +339,20 @@ impl<'a> Job<'a> {
         Ok(sent)
     }
 
-    /// Sends the rest of the output: every writer has ended, so what is in the pipes is all.
+    /// Sends the rest of the output. With `Boot::Direct` every writer has ended, and what is in the
+    /// pipes is all; a service may have left some that write on, and they are not waited for: what was
+    /// written before the end is no more than a pipe holds.
     fn drain(&mut self) -> io::Result<()> {
+        for output in &mut self.outputs {
+            output.left = output.pipe.as_ref().map(process::capacity);
+        }
         loop {
             if self.send_output()? {
                 continue;
             }
-            let blocked = self
-                .outputs
-                .iter()
-                .any(|output| output.credit == 0 && output.pipe.is_some());
+            let blocked = self.outputs.iter().any(|output| {
+                output.credit == 0 && output.left != Some(0) && output.pipe.is_some()
+            });
             if !blocked {
                 return Ok(());
             }

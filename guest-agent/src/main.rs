@@ -8,6 +8,7 @@ mod accounts;
 mod boot;
 mod changes;
 mod failure;
+mod hostname;
 mod job;
 mod link;
 mod modules;
@@ -18,6 +19,7 @@ mod shutdown;
 mod snap;
 mod sources;
 mod stdin;
+mod sudo;
 mod system;
 mod workload;
 

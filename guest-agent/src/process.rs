@@ -52,6 +52,7 @@ pub(crate) fn start(
             let shell = Program {
                 path: "/bin/sh".into(),
                 argv,
+                ..*program
             };
             spawn(&shell, environment, identity, contract)
         }
@@ -230,6 +231,13 @@ fn ours(fd: OwnedFd) -> io::Result<File> {
     // Only pipes have a size, and a smaller one also works.
     let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
     Ok(fd.into())
+}
+
+/// The most that is on its way in a pipe or terminal.
+pub(crate) fn capacity(pipe: &File) -> usize {
+    let size = fcntl(pipe, FcntlArg::F_GETPIPE_SZ).ok();
+    size.and_then(|size| usize::try_from(size).ok())
+        .unwrap_or(PIPE_SIZE as usize)
 }
 
 fn winsize(rows: u16, columns: u16) -> Winsize {

@@ -14,7 +14,7 @@ use apppot_contract::{document, Contract, Report, Usage};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
-use crate::{accounts, job, mounts, network, shutdown};
+use crate::{accounts, hostname, job, mounts, network, shutdown, sudo};
 
 /// The agent's own directory, in memory.
 const DIRECTORY: &str = "/run/apppot";
@@ -147,9 +147,11 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
         false => Link::open(device),
     };
     let link = link.insert(opened.step(format!("opening the link {}", device.display()))?);
+    hostname::make_own_known(Path::new("/"), &contract).step("writing /etc/hosts")?;
+    let identity = accounts::become_known(Path::new("/"), &contract)?;
+    let _sudo = sudo::allow(Path::new("/"), &identity, &contract)?;
     let kept = mounts::shares(&contract)?;
     network::loopback_up().step("bringing up the loopback interface")?;
-    let identity = accounts::become_known(Path::new("/"), &contract)?;
     let report = job::run(&contract, &identity, link)?;
     Ok(job::saved(report, kept))
 }

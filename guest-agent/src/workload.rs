@@ -17,6 +17,8 @@ pub(crate) struct Program {
     pub(crate) path: PathBuf,
     /// Its arguments, its own name first.
     pub(crate) argv: Vec<OsString>,
+    /// Whether it is the user's shell, for want of anything else to run.
+    pub(crate) is_shell: bool,
 }
 
 /// Decides what runs, with the job's environment for `PATH`, in the job directory.
@@ -35,6 +37,7 @@ pub(crate) fn find(
             search(&argv[0], path, &contract.jobdir).map(|path| Program {
                 path,
                 argv: argv.clone(),
+                is_shell: false,
             })
         }
         Workload::Default => Ok(script(&contract.jobdir)?.unwrap_or_else(|| shell(identity))),
@@ -53,6 +56,7 @@ fn script(jobdir: &Path) -> Result<Option<Program>, Outcome> {
             return Ok(Some(Program {
                 argv: vec![path.clone().into()],
                 path,
+                is_shell: false,
             }));
         }
     }
@@ -70,6 +74,7 @@ fn shell(identity: &Identity) -> Program {
     Program {
         path: path.to_owned(),
         argv: vec![name],
+        is_shell: true,
     }
 }
 

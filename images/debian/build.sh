@@ -69,6 +69,7 @@ bootstrap() {
         --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --customize-hook='chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash user' \
         --customize-hook='echo apppot-debian >"$1/etc/hostname"' \
+        --customize-hook='echo 127.0.0.1 localhost apppot-debian >"$1/etc/hosts"' \
         "${options[@]}" "$(suite)" - "$1" >"$work/root.tar"
 }
 

@@ -82,3 +82,21 @@ fn what_cannot_be_bound_is_refused_before_boot() {
     }
     assert!(!job.has("ran"));
 }
+
+#[test]
+fn of_where_homes_are() {
+    let Some(job) = Job::new() else { return };
+    let homes = job.directory_beside("homes");
+    let bind = format!("{}:/home", homes.display());
+    let Some(run) = job.sh("pwd; sudo -n true; ls -A /home").debian() else {
+        return;
+    };
+    let here = job.path().display();
+    let done = run.with(&["--bind", &bind]).go().exits(0);
+    done.prints(&format!("{here}\n"));
+    // The account is the appliance's own affair.
+    assert_eq!(std::fs::read_dir(homes).unwrap().count(), 0);
+    let run = job.sh("pwd; test -d ~").debian().unwrap();
+    let done = run.with(&["--workdir", "/home"]).go().exits(0);
+    done.prints("/job\n");
+}

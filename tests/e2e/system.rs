@@ -65,3 +65,16 @@ fn an_image_without_an_init_says_so() {
     done.exits(125).says(&["--boot system", "hint: "]);
     assert!(!job.has("ran"));
 }
+
+#[test]
+fn what_goes_on_writing_is_not_waited_for() {
+    let Some(job) = Job::new() else { return };
+    // A session of its own: what ends the job does not end it.
+    let script = "setsid yes noise & sleep 0.3; echo last >&2; exit 3";
+    let Some(run) = job.sh(script).debian() else {
+        return;
+    };
+    let done = run.with(&SYSTEM).limit(120).go().exits(3);
+    assert_eq!(done.stderr, "last\n");
+    assert!(done.text().starts_with("noise\n"));
+}

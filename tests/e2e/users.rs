@@ -1,6 +1,7 @@
 //! Who runs the command.
 
-use crate::support::Job;
+use crate::support::tools::copy_sparse;
+use crate::support::{debian_image, Job};
 
 #[test]
 fn the_caller_in_the_hosts_root() {
@@ -47,6 +48,47 @@ fn sudo_works_without_a_password() {
         return;
     };
     run.go().exits(0).quietly().prints("0\nchanged\n");
+}
+
+#[test]
+fn the_rule_for_sudo_does_not_stay() {
+    let Some(job) = Job::new() else { return };
+    let Some(image) = debian_image() else { return };
+    let copy = job.beside("debian.img");
+    copy_sparse(image, &copy);
+    job.give(&copy);
+    for options in [&["--overlay", "kept.cow"][..], &["--write"]] {
+        let rule = "/etc/sudoers.d/apppot";
+        let run = |script: &str| job.sh(script).image(&copy).with(options).go();
+        run(&format!("sudo -n test -s {rule}")).exits(0);
+        // Seen without the agent's doing: root has no rule.
+        let looks = format!("test ! -e {rule} && ls -A /etc/sudoers.d");
+        let look = job.sh(&looks).image(&copy).with(options).with(&["--root"]);
+        look.go().exits(0).prints("README\n");
+        // A machine that is killed leaves at most an empty file, and the next one takes it away.
+        let killed = job.sh("sudo -n sync; echo ready; sleep 1000");
+        let killed = killed.image(&copy).with(options).start();
+        killed.until_it_prints("ready");
+        killed.signal(libc::SIGKILL);
+        killed.finish();
+        let empty = job.sh(&format!("test ! -s {rule}")).image(&copy);
+        empty.with(options).with(&["--root"]).go().exits(0);
+        run("sudo -n true").exits(0);
+        let look = job.sh(&looks).image(&copy).with(options).with(&["--root"]);
+        look.go().exits(0).prints("README\n");
+    }
+}
+
+#[test]
+fn sudo_has_nothing_to_say_about_the_hosts_name() {
+    let Some(job) = Job::new() else { return };
+    let script = "sudo -n true && test \"$(getent hosts $(hostname) | wc -l)\" = 1";
+    for options in [&[][..], &["--overlay", "kept.cow"]] {
+        let Some(run) = job.sh(script).debian() else {
+            return;
+        };
+        run.with(options).go().exits(0).quietly();
+    }
 }
 
 #[test]
