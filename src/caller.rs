@@ -47,6 +47,44 @@ fn name_of(text: &str, number: u32) -> Option<String> {
     })
 }
 
+/// Whether nobody else is in the caller's group, as far as this host's account files tell.
+pub(crate) fn has_private_group() -> bool {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    is_private(&read("/etc/passwd"), &read("/etc/group"), uid, gid)
+}
+
+/// A group that has the user's own name or number (the number is all that there is to go by where
+/// accounts come from a directory), and no other member.
+fn is_private(passwd: &str, group: &str, uid: u32, gid: u32) -> bool {
+    let name = name_of(passwd, uid);
+    let same_name = name.is_some() && name_of(group, gid) == name;
+    let mut members = group
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .filter(|fields| {
+            fields
+                .get(2)
+                .is_some_and(|number| *number == gid.to_string())
+        })
+        .flat_map(|fields| {
+            fields
+                .get(3)
+                .map_or(Vec::new(), |text| text.split(',').collect())
+        });
+    let mut primary = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .filter(|fields| {
+            fields
+                .get(3)
+                .is_some_and(|number| *number == gid.to_string())
+        });
+    (same_name || uid == gid)
+        && members.all(|member| member.is_empty() || Some(member) == name.as_deref())
+        && primary.all(|fields| fields[2] == uid.to_string())
+}
+
 /// What useradd(8) would take: it goes into the appliance's account files.
 fn is_usable(name: &str) -> bool {
     let allowed = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '$');
@@ -168,6 +206,24 @@ mod tests {
         assert!(is_usable("ada.l-2"));
         for name in ["", "-x", "a b", "a:b", "a/b", "a\nb"] {
             assert!(!is_usable(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_private_group_has_no_other_member() {
+        let passwd = "ada:x:1000:1000:::\njo:x:1001:100:::\nbo:x:1002:100:::\n";
+        let group = "ada:x:1000:ada\nusers:x:100:\nada2:x:1003:jo\n";
+        for (uid, gid, private) in [
+            (1000, 1000, true),
+            (1001, 100, false),
+            // Unknown here: the number is that of the user.
+            (7000, 7000, true),
+            (7000, 7001, false),
+            // Another's primary group, another's name, another member.
+            (1003, 1003, false),
+            (100, 100, false),
+        ] {
+            assert_eq!(is_private(passwd, group, uid, gid), private, "{uid}:{gid}");
         }
     }
 

@@ -6,16 +6,12 @@ use std::path::PathBuf;
 use apppot_backends::spec::{Containment, Seccomp};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::units::{Duration, Size};
+use crate::config::Word;
+use crate::units::{Cpus, Duration, Size};
 
 /// Run a command inside a software appliance as if it were an ordinary program.
 #[derive(Debug, Parser)]
-#[command(
-    name = "apppot",
-    version,
-    max_term_width = 100,
-    disable_help_subcommand = true
-)]
+#[command(name = "apppot", version, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) general: General,
@@ -142,8 +138,8 @@ does not exist.
 
 Examples:
   apppot run -- uname -a
-  apppot run --image debian.img --memory 2G -- python3 plot.py < data.csv
-  apppot run --image debian.img --overlay my.cow --root -- apt-get install -y gcc";
+  apppot run --image debian.img --memory 512M -- sort -u < words > sorted
+  apppot run --image debian.img --overlay my.cow -- sudo dpkg -i tool.deb";
 
 /// `apppot run`.
 #[derive(Debug, Args)]
@@ -215,16 +211,16 @@ pub(crate) struct MachineArgs {
     )]
     pub(crate) memory: Option<Size>,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
-    pub(crate) cpus: Option<u32>,
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub(crate) cpus: Option<Cpus>,
     /// Who is PID 1 in the guest
     #[arg(long, value_enum, default_value = "direct", help_heading = "Machine")]
     pub(crate) boot: Boot,
     /// Confine the machine's process to its own files: required, auto or off
-    #[arg(long, value_name = "MODE", value_parser = containment, help_heading = "Machine")]
+    #[arg(long, value_name = "MODE", value_parser = <Containment as Word>::read, help_heading = "Machine")]
     pub(crate) containment: Option<Containment>,
     /// UML's seccomp mode, auto or off: faster; guest processes are not protected from each other
-    #[arg(long, value_name = "MODE", value_parser = seccomp, help_heading = "Machine")]
+    #[arg(long, value_name = "MODE", value_parser = <Seccomp as Word>::read, help_heading = "Machine")]
     pub(crate) seccomp: Option<Seccomp>,
     /// A raw word for the guest kernel's command line; repeatable
     #[arg(
@@ -262,6 +258,9 @@ pub(crate) struct MachineArgs {
     /// Give the command no terminal
     #[arg(short = 'T', long, overrides_with = "tty", help_heading = "Job")]
     pub(crate) no_tty: bool,
+    /// Leave standard input alone: the command's is empty, as with ssh -n
+    #[arg(short = 'n', long, conflicts_with = "tty", help_heading = "Job")]
+    pub(crate) no_stdin: bool,
     /// End the job after this time, such as 90s or 1h30m
     #[arg(long, value_name = "TIME", help_heading = "Job")]
     pub(crate) time_limit: Option<Duration>,
@@ -274,20 +273,4 @@ pub(crate) struct MachineArgs {
     /// Print what would be started, and start nothing
     #[arg(long, help_heading = "Job")]
     pub(crate) dry_run: bool,
-}
-
-fn containment(text: &str) -> Result<Containment, String> {
-    word(text, "required, auto or off")
-}
-
-fn seccomp(text: &str) -> Result<Seccomp, String> {
-    word(text, "auto or off")
-}
-
-/// A word of an enum that configuration files have as well.
-fn word<T: serde::de::DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
-    use serde::de::value::{Error, StrDeserializer};
-    use serde::de::IntoDeserializer;
-    let deserializer: StrDeserializer<Error> = text.into_deserializer();
-    T::deserialize(deserializer).map_err(|_| format!("expected {words}"))
 }

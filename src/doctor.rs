@@ -63,8 +63,22 @@ pub(crate) fn run(config: &Config, as_json: bool) -> u8 {
         ));
     } else {
         checks.iter().for_each(print);
+        crate::failure::print_out(&format!("\n{}\n", verdict(&checks)));
     }
-    u8::from(checks.iter().any(|check| check.state == State::Bad))
+    u8::from(obstacles(&checks).count() > 0)
+}
+
+fn obstacles(checks: &[Check]) -> impl Iterator<Item = &Check> {
+    checks.iter().filter(|check| check.state == State::Bad)
+}
+
+/// All of it in one line.
+fn verdict(checks: &[Check]) -> String {
+    let names: Vec<&str> = obstacles(checks).map(|check| check.name).collect();
+    match names.is_empty() {
+        true => String::from("this machine can run AppPot"),
+        false => format!("this machine cannot run AppPot yet: {}", names.join(", ")),
+    }
 }
 
 fn checks(config: &Config) -> Vec<Check> {

@@ -15,11 +15,12 @@ mod units;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use apppot_backends::uml::kernel;
 use apppot_contract::Workload;
 use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command, General};
-use crate::config::{Config, Values};
+use crate::config::{Config, Origin, Values};
 
 fn main() -> ExitCode {
     // A parent that ignores it would have our children vanish unwaited for.
@@ -65,18 +66,37 @@ fn here() -> Result<Config> {
 }
 
 fn show_config(as_json: bool) -> Result<u8> {
-    let rows = here()?.rows();
+    let mut rows = here()?.rows();
+    for row in rows.iter_mut().filter(|row| row.key == "kernel") {
+        if row.origin == Origin::BuiltIn.to_string() {
+            (row.value, row.origin) = found_kernel();
+        }
+    }
     if as_json {
-        crate::failure::print_out(&format!("{}\n", serde_json::to_string_pretty(&rows)?));
+        failure::print_out(&format!("{}\n", serde_json::to_string_pretty(&rows)?));
         return Ok(0);
     }
     let widest = |get: fn(&config::Row) -> usize| rows.iter().map(get).max().unwrap_or(0);
     let (keys, values) = (widest(|row| row.key.len()), widest(|row| row.value.len()));
     for row in &rows {
-        crate::failure::print_out(&format!(
+        failure::print_out(&format!(
             "{:<keys$}  {:<values$}  {}\n",
             row.key, row.value, row.origin
         ));
     }
     Ok(0)
+}
+
+/// The kernel that is used when nobody has chosen one, and why that one.
+fn found_kernel() -> (String, String) {
+    match kernel::first() {
+        Some(path) => (
+            path.display().to_string(),
+            String::from("the first one found"),
+        ),
+        None => (
+            String::from("(none)"),
+            String::from("none found; see 'apppot doctor'"),
+        ),
+    }
 }

@@ -27,6 +27,8 @@ pub(crate) enum Ending {
     Reported(Report),
     /// The launcher was asked to end by this signal, and the agent did not get to report.
     Stopped(i32),
+    /// The deadline passed before the command was started.
+    TooLate,
     /// The deadline passed, and the agent did not get to report.
     TimedOut,
     /// The machine ended without a report.
@@ -95,7 +97,7 @@ impl Ending {
                 Outcome::Failed { .. } => FAILED,
             },
             Ending::Stopped(signal) => SIGNALLED.saturating_add(u8::try_from(*signal).unwrap_or(0)),
-            Ending::TimedOut => TIMED_OUT,
+            Ending::TooLate | Ending::TimedOut => TIMED_OUT,
             Ending::Lost(_) => FAILED,
         }
     }
@@ -115,6 +117,10 @@ impl Ending {
                 }
             },
             Ending::Stopped(_) => None,
+            Ending::TooLate => Some(crate::failure::hinted(
+                "the time limit was reached before the command was started",
+                "the time that the boot takes counts, see 'apppot run -v'; pass a longer --time-limit",
+            )),
             Ending::TimedOut => Some(anyhow::anyhow!("the job reached its time limit")),
             Ending::Lost(lost) => {
                 let mut error = anyhow::anyhow!("{}", lost.reason);
@@ -132,7 +138,7 @@ impl Ending {
         match self {
             Ending::Reported(report) => json!(report),
             Ending::Stopped(signal) => json!({ "outcome": "stopped", "signal": signal }),
-            Ending::TimedOut => json!({ "outcome": "timed-out" }),
+            Ending::TooLate | Ending::TimedOut => json!({ "outcome": "timed-out" }),
             Ending::Lost(lost) => json!({
                 "outcome": "lost", "reason": lost.reason, "console": lost.console,
             }),
@@ -237,6 +243,7 @@ mod tests {
                 125,
             ),
             (Ending::Stopped(libc::SIGTERM), 143),
+            (Ending::TooLate, 124),
             (Ending::TimedOut, 124),
             (Ending::Lost(Lost::machine(MachineEnd::PoweredOff)), 125),
             (Ending::Lost(Lost::machine(MachineEnd::Panicked)), 125),

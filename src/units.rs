@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them: `512M`, `2G`; `90s`, `1h30m`.
+//! Sizes, durations and numbers as people write them: `512M`, `2G`; `90s`, `1h30m`; `4`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,6 +14,11 @@ pub(crate) struct Size(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Text", into = "String")]
 pub(crate) struct Duration(pub(crate) std::time::Duration);
+
+/// A number of vCPUs, at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Text", into = "String")]
+pub(crate) struct Cpus(pub(crate) u32);
 
 /// A value that a configuration file may write with or without quotes.
 #[derive(Deserialize)]
@@ -88,6 +93,27 @@ impl FromStr for Duration {
     }
 }
 
+impl FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number: u32 = text
+            .trim()
+            .parse()
+            .map_err(|_| format!("'{text}' is no number of CPUs"))?;
+        match number {
+            0 => Err(String::from("0 is too few: a machine has at least one CPU")),
+            number => Ok(Cpus(number)),
+        }
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The number that `text` starts with, and the rest.
 fn split(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
@@ -134,6 +160,13 @@ impl TryFrom<Text> for Duration {
     }
 }
 
+impl TryFrom<Text> for Cpus {
+    type Error = String;
+    fn try_from(text: Text) -> Result<Self, String> {
+        text.to_string().parse()
+    }
+}
+
 impl From<Size> for String {
     fn from(size: Size) -> Self {
         size.to_string()
@@ -146,9 +179,23 @@ impl From<Duration> for String {
     }
 }
 
+impl From<Cpus> for String {
+    fn from(cpus: Cpus) -> Self {
+        cpus.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_cpus() {
+        assert_eq!("4".parse(), Ok(Cpus(4)));
+        for text in ["0", "-1", "x", "", "99999999999"] {
+            assert!(text.parse::<Cpus>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {

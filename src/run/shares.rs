@@ -49,9 +49,8 @@ fn belongs_to_the_system(path: &Path) -> bool {
         "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys",
         "/usr",
     ];
-    path == Path::new("/")
-        || path == Path::new("/run")
-        || path == Path::new("/var")
+    const ALONE: [&str; 5] = ["/", "/home", "/root", "/run", "/var"];
+    ALONE.iter().any(|alone| path == Path::new(alone))
         || SYSTEM.iter().any(|system| path.starts_with(system))
 }
 

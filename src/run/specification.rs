@@ -65,7 +65,7 @@ pub(super) fn specify(
         kernel: config.kernel.value.clone(),
         agent: Cow::Borrowed(AGENT),
         memory: memory(config),
-        cpus: config.cpus.value,
+        cpus: config.cpus.value.0,
         shares,
         contract,
         containment: config.containment.value,

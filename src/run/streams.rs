@@ -9,6 +9,9 @@ use crate::session::terminal;
 
 /// Where the job's standard input comes from, and whether it has a terminal.
 pub(super) fn streams(args: &MachineArgs) -> (Stdin, Option<Terminal>) {
+    if args.no_stdin {
+        return (Stdin::Null, None);
+    }
     if args.tty || (terminal::is_interactive() && !args.no_tty) {
         let (rows, columns) = terminal::size().unwrap_or((24, 80));
         let term = std::env::var("TERM").unwrap_or_else(|_| String::from("dumb"));

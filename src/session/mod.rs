@@ -165,7 +165,8 @@ impl<'a> Session<'a> {
     }
 
     fn poll(&mut self) -> Result<Ready> {
-        let next = [self.shutdown_at, self.kill_at].into_iter().flatten().min();
+        let next = [self.shutdown_at, self.kill_at, self.boot_deadline()];
+        let next = next.into_iter().flatten().min();
         let mut fds = vec![
             PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
@@ -321,12 +322,16 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// When the agent must be there, if it is not.
+    fn boot_deadline(&self) -> Option<Instant> {
+        self.terms.deadline.filter(|_| self.boot.is_none())
+    }
+
     fn enforce_time(&mut self) -> Result<Option<Ending>> {
         let now = Instant::now();
-        let boot_deadline = self.terms.deadline.filter(|_| self.boot.is_none());
-        if boot_deadline.is_some_and(|deadline| deadline <= now) {
+        if self.boot_deadline().is_some_and(|deadline| deadline <= now) {
             self.machine.kill()?;
-            return Ok(Some(Ending::TimedOut));
+            return Ok(Some(Ending::TooLate));
         }
         if self.shutdown_at.is_some_and(|at| at <= now) {
             self.shutdown_at = None;

@@ -1,5 +1,7 @@
 //! Configuration files and variables.
 
+use std::os::unix::fs::PermissionsExt;
+
 use crate::support::{Job, Run};
 
 /// `apppot config` with the user's configuration in `beside/config`.
@@ -134,14 +136,70 @@ fn mistakes_are_named_with_file_and_line() {
 }
 
 #[test]
-fn of_somebody_else_is_not_followed() {
+fn that_others_could_write_is_refused() {
     let Some(job) = Job::new() else { return };
+    let path = job.put("apppot.toml", "image = '/trap'\n");
+    let refuses = |why: &str| {
+        for run in [show(&job), job.sh("touch ran")] {
+            let done = run.go().exits(125);
+            done.says(&[path.to_str().unwrap(), "is not followed", why, "hint: "]);
+        }
+        assert!(!job.has("ran"));
+    };
+    let set_mode = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    set_mode(0o666);
+    refuses("every user may write");
+    set_mode(0o600);
+    assert_eq!(row(&show(&job).go().exits(0).text(), "image").0, "/trap");
     if !job.site.is_root {
         eprintln!("skipped: only root can make another user's file");
         return;
     }
-    let path = job.put("apppot.toml", "image = '/trap'\n");
+    std::os::unix::fs::chown(&path, None, Some(65534)).unwrap();
+    set_mode(0o660);
+    refuses("group (gid 65534) may write");
     std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
-    let text = show(&job).go().exits(0).text();
-    assert_eq!(row(&text, "image").0, "host", "{text}");
+    set_mode(0o644);
+    refuses("another user (uid 65534)");
+    // Nor by a link of theirs to a file of the caller's own.
+    let own = job.put("own.toml", "image = '/trap'\n");
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(own, &path).unwrap();
+    std::os::unix::fs::lchown(&path, Some(65534), Some(65534)).unwrap();
+    refuses("another user (uid 65534)");
+    // An own one that is nearer is a way out.
+    let below = job.path().join("below");
+    std::fs::create_dir(&below).unwrap();
+    job.give(&below);
+    job.put("below/apppot.toml", "");
+    let done = show(&job).started_in(&below).go().exits(0);
+    assert_eq!(row(&done.text(), "image").0, "host");
+}
+
+#[test]
+fn shows_the_kernel_that_is_used() {
+    let Some(job) = Job::new() else { return };
+    let kernel = job.site.kernel.to_str().unwrap();
+    let shown = row(
+        &show(&job).env("APPPOT_KERNEL", kernel).go().text(),
+        "kernel",
+    );
+    assert_eq!(
+        shown,
+        (
+            kernel.to_owned(),
+            String::from("environment (APPPOT_KERNEL)")
+        )
+    );
+    // Beside the command nothing lies in a build directory.
+    let data = job.directory_beside("data");
+    std::fs::create_dir(data.join("apppot")).unwrap();
+    let place = data.join("apppot/linux");
+    std::os::unix::fs::symlink(kernel, &place).unwrap();
+    let done = show(&job).env("XDG_DATA_HOME", &data).go().exits(0);
+    let found = (
+        place.display().to_string(),
+        String::from("the first one found"),
+    );
+    assert_eq!(row(&done.text(), "kernel"), found);
 }

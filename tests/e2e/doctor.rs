@@ -16,6 +16,7 @@ fn says_what_there_is() {
         "containment",
         "kvm",
         "free disk",
+        "this machine can run AppPot",
     ]);
 }
 
@@ -48,7 +49,10 @@ fn fails_when_nothing_can_run() {
             .env("HOME", &empty)
     };
     let by_option = job.apppot(&["doctor"]).env("APPPOT_KERNEL", "/nonexistent");
-    by_option.go().exits(1).shows(&["FAIL", "/nonexistent"]);
+    by_option
+        .go()
+        .exits(1)
+        .shows(&["FAIL", "/nonexistent", "cannot run AppPot"]);
     if ["/usr/lib/apppot/linux", "/usr/local/lib/apppot/linux"]
         .iter()
         .any(|path| std::path::Path::new(path).exists())

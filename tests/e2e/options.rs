@@ -222,7 +222,8 @@ fn several_cpus() {
         .go()
         .exits(0)
         .prints("1\n");
-    job.run(&["nproc"]).with(&["--cpus", "0"]).go().exits(2);
+    let none = job.run(&["nproc"]).with(&["--cpus", "0"]).go().exits(2);
+    none.says(&["at least one CPU"]);
 }
 
 #[test]
@@ -268,6 +269,17 @@ fn the_kernel_and_the_backend() {
         .go()
         .exits(0);
     done.says(&[place.join("linux").to_str().unwrap()]);
+    // And where 'make install PREFIX=...' puts both.
+    let prefix = job.directory_beside("prefix");
+    for directory in ["bin", "lib", "lib/apppot"] {
+        std::fs::create_dir(prefix.join(directory)).unwrap();
+    }
+    let installed = prefix.join("lib/apppot/linux");
+    std::os::unix::fs::symlink(kernel, &installed).unwrap();
+    let binary = prefix.join("bin/apppot");
+    std::fs::copy(&job.site.binary, &binary).unwrap();
+    let done = run().binary(&binary).with(&["-v"]).go().exits(0);
+    done.says(&[installed.to_str().unwrap()]);
     run()
         .with(&["--backend", "vmware"])
         .go()
@@ -291,6 +303,9 @@ fn help_version_and_completions() {
         .go()
         .exits(0)
         .shows(&["--image", "--time-limit", "Exit status"]);
+    job.apppot(&["help"]).go().exits(0).shows(&["doctor"]);
+    let done = job.apppot(&["help", "run"]).go().exits(0);
+    done.shows(&["--image", "Exit status"]);
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         job.apppot(&["completions", shell])
             .go()

@@ -109,7 +109,9 @@ fn a_time_limit_shorter_than_the_boot() {
         .with(&["--time-limit", "1ms"])
         .limit(20)
         .go();
-    done.exits(124).says(&["time limit"]);
+    done.exits(124)
+        .says(&["time limit", "before the command was started", "hint: "]);
+    assert!(!job.has("ran"));
 }
 
 #[test]

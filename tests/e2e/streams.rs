@@ -215,3 +215,35 @@ fn output_that_cannot_be_written_is_a_failure() {
     let done = job.sh("echo lost; exit 0").output(full).go();
     done.exits(125).says(&["No space left"]);
 }
+
+#[test]
+fn a_loop_keeps_its_standard_input() {
+    let Some(job) = Job::new() else { return };
+    let run = || job.sh("read line; echo got $line").bytes("mine\n");
+    run().go().exits(0).prints("got mine\n");
+    for option in ["-n", "--no-stdin"] {
+        run().with(&[option]).go().exits(0).prints("got\n");
+    }
+    let both = run().with(&["-n", "--tty"]).go().exits(2);
+    both.says(&["cannot be used with"]);
+}
+
+#[test]
+fn a_shell_without_anything_to_read_says_so() {
+    let Some(job) = Job::new() else { return };
+    let warning = "the shell ends at once";
+    for args in ["run", "shell"] {
+        job.apppot(&[args])
+            .go()
+            .exits(0)
+            .says(&["warning: ", warning]);
+        job.apppot(&[args, "-q"]).go().exits(0).quietly();
+        let done = job
+            .apppot(&[args])
+            .bytes("echo read; exit 3\n")
+            .go()
+            .exits(3);
+        done.prints("read\n");
+    }
+    job.sh("true").go().exits(0).quietly();
+}

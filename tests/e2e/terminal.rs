@@ -268,3 +268,23 @@ fn by_option() {
     session.until_it_shows("none");
     assert_eq!(session.finish().code(), Some(0));
 }
+
+#[test]
+fn job_control_is_the_guests() {
+    let Some(job) = Job::new() else { return };
+    let mut session = Session::start(&job.apppot(&["shell"]), 24, 80);
+    session.type_in("echo up-$((6*7))\n");
+    session.until_it_shows("up-42");
+    session.type_in("cat\nline typed\n");
+    session.until_it_shows("line typed\r\nline typed\r\n");
+    session.type_in("\x1a");
+    // The launcher goes on, and the guest's shell has stopped its own job.
+    session.until_it_shows("Stopped");
+    session.type_in("echo there-$((6*7))\n");
+    session.until_it_shows("there-42");
+    session.type_in("kill %1; exit 4\n");
+    session.until_it_shows("exit 4");
+    session.type_in("exit 4\n");
+    assert_eq!(session.finish().code(), Some(4));
+    assert!(session.is_restored());
+}

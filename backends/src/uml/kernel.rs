@@ -52,10 +52,9 @@ impl Kernel {
         if let Some(path) = chosen {
             return Self::inspect(path);
         }
-        let places = places();
-        match places.iter().find(|path| path.is_file()) {
-            Some(path) => Self::inspect(path),
-            None => Err(Error::NoKernel { searched: places }),
+        match first() {
+            Some(path) => Self::inspect(&path),
+            None => Err(Error::NoKernel { searched: places() }),
         }
     }
 
@@ -178,18 +177,36 @@ impl Kernel {
     }
 }
 
-/// Where a kernel is looked for, in this order.
+/// The kernel that is used when nobody chooses one.
 #[must_use]
-pub fn places() -> Vec<PathBuf> {
+pub fn first() -> Option<PathBuf> {
+    places().into_iter().find(|path| path.is_file())
+}
+
+/// Where a kernel is looked for, in this order.
+fn places() -> Vec<PathBuf> {
     let mut places = Vec::new();
-    if let Ok(exe) = std::env::current_exe() {
-        places.extend(exe.parent().map(|directory| directory.join("linux")));
+    if let Some(directory) = std::env::current_exe()
+        .ok()
+        .as_deref()
+        .and_then(Path::parent)
+    {
+        places.push(directory.join("linux"));
+        // Where `make install` puts it, whatever the PREFIX.
+        places.extend(
+            directory
+                .parent()
+                .map(|prefix| prefix.join("lib/apppot/linux")),
+        );
     }
     let data = absolute_variable("XDG_DATA_HOME")
         .or_else(|| absolute_variable("HOME").map(|home| home.join(".local/share")));
     places.extend(data.map(|data| data.join("apppot/linux")));
-    places.push(PathBuf::from("/usr/local/lib/apppot/linux"));
-    places.push(PathBuf::from("/usr/lib/apppot/linux"));
+    for system in ["/usr/local/lib/apppot/linux", "/usr/lib/apppot/linux"] {
+        if !places.iter().any(|path| path.as_os_str() == system) {
+            places.push(PathBuf::from(system));
+        }
+    }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin".into());
     for name in ["linux.uml", "linux"] {
         places.extend(

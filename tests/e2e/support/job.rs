@@ -149,6 +149,7 @@ pub(crate) struct Run<'a> {
     input: Input,
     output: Option<OwnedFd>,
     directory: PathBuf,
+    binary: &'a Path,
     limit: Duration,
     address_space: Option<u64>,
     mounts: Option<String>,
@@ -174,6 +175,7 @@ impl<'a> Run<'a> {
             input: Input::Null,
             output: None,
             directory: job.directory.clone(),
+            binary: &job.site.binary,
             limit: Duration::from_secs(60),
             address_space: None,
             mounts: None,
@@ -228,6 +230,12 @@ impl<'a> Run<'a> {
     /// The directory it is started in.
     pub(crate) fn started_in(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = directory.into();
+        self
+    }
+
+    /// Another copy of `apppot` than the one that was built.
+    pub(crate) fn binary(mut self, binary: &'a Path) -> Self {
+        self.binary = binary;
         self
     }
 
@@ -304,7 +312,7 @@ impl<'a> Run<'a> {
     fn launcher(&self) -> Command {
         let site = self.job.site;
         let Some(script) = &self.mounts else {
-            let mut command = Command::new(&site.binary);
+            let mut command = Command::new(self.binary);
             processes::as_user(&mut command, site);
             return command;
         };
@@ -322,7 +330,7 @@ impl<'a> Run<'a> {
                 "--clear-groups",
             ]);
         }
-        command.arg(&site.binary);
+        command.arg(self.binary);
         command
     }
 

@@ -1,0 +1,229 @@
+//! Configuration files: where they are, whose word counts, what they say.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{Layers, Origin, Values};
+use crate::caller;
+use crate::failure::hinted;
+
+/// The configuration files that there are: the project's, the user's, the site's.
+///
+/// # Errors
+/// One cannot be read, is wrong, or could have been written by somebody else.
+pub(super) fn layers(jobdir: &Path) -> Result<Layers> {
+    let user = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))
+        .map(|directory| directory.join("apppot/config.toml"));
+    let own = project_file(jobdir)
+        .into_iter()
+        .chain(user)
+        .map(|path| (path, Whose::Callers));
+    let site = (PathBuf::from("/etc/apppot/config.toml"), Whose::Sites);
+    let mut layers = Layers::new();
+    for (path, whose) in own.chain([site]) {
+        if let Some(values) = read(&path, whose)? {
+            layers.push((Origin::File(path), values));
+        }
+    }
+    Ok(layers)
+}
+
+/// `apppot.toml` of the job directory or the nearest directory above it.
+fn project_file(jobdir: &Path) -> Option<PathBuf> {
+    jobdir
+        .ancestors()
+        .map(|directory| directory.join("apppot.toml"))
+        .find(|path| path.is_file())
+}
+
+/// Who may have written a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Nobody but the caller and root.
+    Callers,
+    /// Whoever may write below /etc.
+    Sites,
+}
+
+fn read(path: &Path, whose: Whose) -> Result<Option<Values>> {
+    let failed = || format!("cannot read configuration '{}'", path.display());
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        // A home directory that cannot be entered (su, cron) has no configuration for this user.
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(error).with_context(failed),
+    };
+    if whose == Whose::Callers {
+        trust(path, &file)?;
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).with_context(failed)?;
+    parse(&text, path).map(Some)
+}
+
+/// Refuses a file that somebody else could have written: it names programs that are executed and
+/// directories that are shared. As ssh does, and as git does in somebody else's directory.
+fn trust(path: &Path, file: &File) -> Result<()> {
+    let failed = || format!("cannot read configuration '{}'", path.display());
+    let found = Found {
+        // A symbolic link is its owner's choice.
+        name_owner: std::fs::symlink_metadata(path).with_context(failed)?.uid(),
+        file: Access::of(&file.metadata().with_context(failed)?),
+    };
+    let (uid, gid) = (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    );
+    match found.objection(uid, gid, caller::has_private_group) {
+        None => Ok(()),
+        Some(why) => Err(hinted(
+            format!("the configuration '{}' is not followed: {why}", path.display()),
+            "make it yours alone (chown, chmod go-w); or put an apppot.toml of your own, which may be \
+             empty, into the job directory",
+        )),
+    }
+}
+
+/// What matters of a configuration file that was found.
+struct Found {
+    name_owner: u32,
+    file: Access,
+}
+
+struct Access {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+}
+
+impl Access {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Access {
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            mode: metadata.mode(),
+        }
+    }
+}
+
+impl Found {
+    /// Why the caller should not follow it. Where every user has a group of their own, the umask
+    /// lets it write: harmless as long as the group is `private`.
+    fn objection(&self, uid: u32, gid: u32, private: impl FnOnce() -> bool) -> Option<String> {
+        let file = &self.file;
+        if let Some(other) = [file.uid, self.name_owner]
+            .into_iter()
+            .find(|owner| ![uid, 0].contains(owner))
+        {
+            return Some(format!("it belongs to another user (uid {other})"));
+        }
+        if file.mode & 0o002 != 0 {
+            return Some(String::from("every user may write to it"));
+        }
+        let group_writes = file.mode & 0o020 != 0;
+        (group_writes && !(file.gid == gid && private()))
+            .then(|| format!("its group (gid {}) may write to it", file.gid))
+    }
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Values> {
+    let mut values: Values = toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        hinted(
+            format!("{}:{line}: {}", path.display(), error.message().trim()),
+            "the keys are those that 'apppot config' lists",
+        )
+    })?;
+    // A relative path is relative to the file that names it.
+    let base = path.parent().unwrap_or(Path::new("/"));
+    for file in [&mut values.image, &mut values.kernel]
+        .into_iter()
+        .flatten()
+    {
+        if file.as_os_str() != "host" {
+            *file = base.join(&file);
+        }
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::units::Size;
+    use apppot_backends::spec::Containment;
+
+    #[test]
+    fn files_are_read_with_every_key() {
+        let text = "image = 'a.img'\nbackend = 'uml'\nkernel = '/k'\nmemory = '1G'\ncpus = 2\n\
+            containment = 'required'\nseccomp = 'off'\ntime-limit = '1h'\ngrace = 3\n\
+            bind = ['/data:ro']\n[env]\nA = 'b'\n";
+        let values = parse(text, Path::new("/project/apppot.toml")).unwrap();
+        assert_eq!(values.image.as_deref(), Some(Path::new("/project/a.img")));
+        assert_eq!(values.memory, Some(Size(1 << 30)));
+        assert_eq!(values.containment, Some(Containment::Required));
+        assert_eq!(values.grace.unwrap().0.as_secs(), 3);
+        let rows = Config::merge(&vec![(Origin::Option, values)]).rows();
+        assert!(rows.iter().all(|row| row.origin == "option"), "{rows:?}");
+    }
+
+    #[test]
+    fn mistakes_are_named_with_file_and_line() {
+        for (text, line, what) in [
+            ("memory = '1G'\nmemroy = '2G'\n", 2, "memroy"),
+            ("\n\nmemory = 'much'\n", 3, "much"),
+            ("containment = 'maybe'\n", 1, "maybe"),
+            ("image = [\n", 2, "array"),
+        ] {
+            let error = format!("{:#}", parse(text, Path::new("/c.toml")).unwrap_err());
+            assert!(error.starts_with(&format!("/c.toml:{line}: ")), "{error}");
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_not_followed() {
+        const OWN: (u32, u32) = (1000, 1000);
+        let objection = |name_owner, uid, gid, mode, private| {
+            let file = Access { uid, gid, mode };
+            Found { name_owner, file }.objection(OWN.0, OWN.1, || private)
+        };
+        for (name_owner, uid, gid, mode, private) in [
+            (1000, 1000, 1000, 0o600, false),
+            (1000, 1000, 50, 0o644, false),
+            (0, 0, 0, 0o644, false),
+            (1000, 1000, 1000, 0o664, true),
+        ] {
+            assert_eq!(objection(name_owner, uid, gid, mode, private), None);
+        }
+        for (name_owner, uid, gid, mode, private, why) in [
+            (1001, 1001, 1000, 0o600, true, "uid 1001"),
+            (1001, 1000, 1000, 0o600, true, "uid 1001"),
+            (1000, 1000, 1000, 0o666, true, "every user"),
+            (0, 0, 0, 0o666, true, "every user"),
+            (1000, 1000, 1000, 0o664, false, "gid 1000"),
+            (1000, 1000, 50, 0o664, true, "gid 50"),
+        ] {
+            let found = objection(name_owner, uid, gid, mode, private);
+            assert!(
+                found.as_ref().is_some_and(|text| text.contains(why)),
+                "{found:?}"
+            );
+        }
+    }
+}
