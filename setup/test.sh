@@ -15,9 +15,10 @@ check_scripts() {
     shellcheck -x setup/lib.sh .ci/run "${scripts[@]}"
 }
 
+# Other versions of the linter have other opinions: they fail the project's own checks only.
 check_source() {
     cargo fmt --all --check
-    cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+    cargo clippy --workspace --all-targets --locked --quiet -- ${CI:+-D warnings}
 }
 
 # Unit tests, doc tests and the tests of the libraries.

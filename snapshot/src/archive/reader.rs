@@ -118,7 +118,8 @@ fn trailer(file: &File) -> Result<(u64, Hash)> {
     let failed = Error::stream::<io::Error>;
     let what = "read the archive";
     // The length of a block device is where its end is.
-    let len = (&*file).seek(SeekFrom::End(0)).map_err(failed(what))?;
+    let mut end = file;
+    let len = end.seek(SeekFrom::End(0)).map_err(failed(what))?;
     let mut block = Aligned::new(SECTOR as usize);
     if len < 4 {
         return Err(Error::NotArchive(String::from("it is empty")));
