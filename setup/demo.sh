@@ -59,6 +59,7 @@ mkdir "$work/job"
     show "2. In a Debian image: other files, the same job directory" \
         --image "$image" -- sh -c '. /etc/os-release && echo "$PRETTY_NAME, kernel $(uname -r), user $(id -un)"; echo "and in Debian" >>result.txt'
 }
+printf '\nThe command is %s, the image %s.\n' "$(release_binary)" "$("$repository/images/debian/build.sh")"
 printf '\nresult.txt, as both have left it on this machine:\n'
 ls -l "$work/job/result.txt"
 cat "$work/job/result.txt"

@@ -116,12 +116,19 @@ impl JobDirectory {
         if !real.is_dir() {
             return Err(anyhow::anyhow!("it is no directory")).with_context(context);
         }
+        may_enter(&real).with_context(context)?;
         let has_dots = known_as.components().any(|part| part.as_os_str() == "..");
         Ok(JobDirectory {
             known_as: if has_dots { real.clone() } else { known_as },
             real,
         })
     }
+}
+
+/// Whether the caller, and so the guest, can use what is in a directory.
+pub(crate) fn may_enter(directory: &Path) -> Result<()> {
+    use nix::unistd::{access, AccessFlags};
+    Ok(access(directory, AccessFlags::X_OK)?)
 }
 
 /// The current directory, by the path that the shell shows when that is true.

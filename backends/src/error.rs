@@ -90,6 +90,18 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// A limit of this process is too low.
+    #[error("this process may have {limit} {name}, and a machine needs {least}")]
+    Limit {
+        /// What is limited, and the limit's name.
+        name: &'static str,
+        /// The limit.
+        limit: u64,
+        /// The least that will do.
+        least: u64,
+        /// What to do.
+        hint: String,
+    },
     /// The contract cannot be written.
     #[error("the command cannot be handed to the guest")]
     Contract(#[from] apppot_contract::Error),
@@ -151,7 +163,7 @@ impl Error {
             Error::KernelLacks { .. } => {
                 String::from("'make kernel' builds a kernel that has everything AppPot can use")
             }
-            Error::Memory { hint, .. } => hint.clone(),
+            Error::Memory { hint, .. } | Error::Limit { hint, .. } => hint.clone(),
             Error::Containment { .. } => {
                 String::from("--containment auto runs without confinement where there is none")
             }

@@ -258,6 +258,28 @@ pub fn check_memory(memory: u64) -> Result<()> {
     Ok(())
 }
 
+/// Checks that a process which inherits `files` can be started (see [`crate::process`]).
+///
+/// # Errors
+/// The hard limit is too low: the limit, and how to change it.
+pub fn check_open_files(files: usize) -> Result<()> {
+    let least = crate::process::highest_descriptor(files);
+    let (_, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::system("read resource limits"))?;
+    if hard >= least {
+        return Ok(());
+    }
+    Err(Error::Limit {
+        name: "open files (RLIMIT_NOFILE)",
+        limit: hard,
+        least,
+        hint: format!(
+            "remove the 'ulimit -n' that lowers it, or have the administrator or the batch system \
+             allow {least}"
+        ),
+    })
+}
+
 /// The most memory that this process's limits and its cgroup allow, bytes.
 #[must_use]
 pub fn most_memory() -> u64 {

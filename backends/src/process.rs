@@ -19,6 +19,16 @@ use crate::containment::Confinement;
 /// library opens between fork and exec can have them.
 pub const FIRST_DESCRIPTOR: RawFd = 100;
 
+/// Where copies of them are until the child has its own.
+const FIRST_COPY: RawFd = FIRST_DESCRIPTOR + 100;
+
+/// The limit on open files (`RLIMIT_NOFILE`) under which a process that inherits `files` descriptors
+/// can be started.
+#[must_use]
+pub(crate) fn highest_descriptor(files: usize) -> u64 {
+    FIRST_COPY as u64 + files as u64 + 1
+}
+
 /// A process to be started.
 #[derive(Debug)]
 pub struct Spawn {
@@ -60,7 +70,7 @@ impl Spawn {
         let moved = self
             .descriptors
             .iter()
-            .map(|(number, fd)| Ok((above(fd, FIRST_DESCRIPTOR + 100)?, *number)))
+            .map(|(number, fd)| Ok((above(fd, FIRST_COPY)?, *number)))
             .collect::<io::Result<Vec<(OwnedFd, RawFd)>>>()?;
         let plan: Vec<(RawFd, RawFd)> =
             moved.iter().map(|(fd, to)| (fd.as_raw_fd(), *to)).collect();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Context, Result};
 use apppot_backends::spec::Share;
 
-use crate::caller::JobDirectory;
+use crate::caller::{self, JobDirectory};
 use crate::cli::MachineArgs;
 use crate::config::Config;
 
@@ -75,6 +75,7 @@ fn bind(text: &OsString) -> Result<Share> {
             host.display()
         );
     }
+    caller::may_enter(&host).with_context(|| format!("'{}'", host.display()))?;
     let guest = guest.unwrap_or_else(|| host.clone());
     if !guest.is_absolute() || guest == Path::new("/") {
         bail!(

@@ -105,6 +105,14 @@ fn that_cannot_be_used() {
         done.exits(125)
             .says(&["cannot use the job directory", workdir, why]);
     }
+    let closed = job.directory_beside("closed");
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
+    let names = [closed.to_str().unwrap(), "EACCES"];
+    for option in ["--workdir", "--bind"] {
+        let run = job.run(&["true"]).with(&[option, names[0]]);
+        run.go().exits(125).says(&names);
+    }
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[test]

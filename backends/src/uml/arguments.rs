@@ -28,6 +28,8 @@ pub(crate) mod descriptor {
     pub(crate) const MEMORY: RawFd = FIRST_DESCRIPTOR + 5;
     /// The socket that stands for the host CPU; the kernel does not know of it.
     pub(crate) const CPU_SLOT: RawFd = FIRST_DESCRIPTOR + 6;
+    /// How many of these there are at the most.
+    pub(crate) const OWN: usize = 7;
     /// The first changes archive; there are at most [`super::MAX_CHANGES`].
     pub(crate) const CHANGES: RawFd = FIRST_DESCRIPTOR + 10;
     /// The first shared directory.

@@ -61,6 +61,7 @@ impl Plan {
         capabilities::check(backend.name(), &backend.capabilities(), spec)?;
         arguments::check_extra(&spec.extra)?;
         limits::check_memory(spec.memory)?;
+        limits::check_open_files(descriptor::OWN + spec.changes.len() + spec.shares.len())?;
         if let Writes::Overlay(path) = &spec.writes {
             cow::examine(path, &spec.image.path)?;
         }

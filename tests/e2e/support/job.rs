@@ -151,7 +151,7 @@ pub(crate) struct Run<'a> {
     directory: PathBuf,
     binary: &'a Path,
     limit: Duration,
-    address_space: Option<u64>,
+    limits: Vec<(libc::__rlimit_resource_t, u64)>,
     mounts: Option<String>,
     umask: Option<u32>,
     ignored: Option<i32>,
@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
             directory: job.directory.clone(),
             binary: &job.site.binary,
             limit: Duration::from_secs(60),
-            address_space: None,
+            limits: Vec::new(),
             mounts: None,
             umask: None,
             ignored: None,
@@ -246,8 +246,13 @@ impl<'a> Run<'a> {
     }
 
     /// Limits the launcher's address space, as `ulimit -v` does.
-    pub(crate) fn address_space(mut self, bytes: u64) -> Self {
-        self.address_space = Some(bytes);
+    pub(crate) fn address_space(self, bytes: u64) -> Self {
+        self.limit_of(libc::RLIMIT_AS, bytes)
+    }
+
+    /// Limits the launcher, as `ulimit` does.
+    pub(crate) fn limit_of(mut self, resource: libc::__rlimit_resource_t, most: u64) -> Self {
+        self.limits.push((resource, most));
         self
     }
 
@@ -282,19 +287,19 @@ impl<'a> Run<'a> {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.directory);
         let close = matches!(self.input, Input::Closed);
-        let (address_space, umask, ignored) = (self.address_space, self.umask, self.ignored);
+        let (limits, umask, ignored) = (self.limits.clone(), self.umask, self.ignored);
         // SAFETY: only async-signal-safe calls.
         unsafe {
             command.pre_exec(move || {
                 if close {
                     libc::close(0);
                 }
-                if let Some(bytes) = address_space {
+                for &(resource, most) in &limits {
                     let limit = libc::rlimit {
-                        rlim_cur: bytes,
-                        rlim_max: bytes,
+                        rlim_cur: most,
+                        rlim_max: most,
                     };
-                    libc::setrlimit(libc::RLIMIT_AS, &limit);
+                    libc::setrlimit(resource, &limit);
                 }
                 if let Some(mask) = umask {
                     libc::umask(mask);
