@@ -11,7 +11,7 @@ step() { say "== $*"; }
 
 check_scripts() {
     local scripts
-    mapfile -t scripts < <(grep -rlE '^#!/(usr/)?bin/(env )?(ba)?sh' --include='*.sh' setup images .ci contract/fuzz/run.sh)
+    mapfile -t scripts < <(grep -rlE '^#!/(usr/)?bin/(env )?(ba)?sh' --include='*.sh' setup images benches .ci)
     shellcheck -x setup/lib.sh .ci/run "${scripts[@]}"
 }
 
