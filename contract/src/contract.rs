@@ -64,7 +64,7 @@ pub struct Contract {
 /// The appliance's root filesystem and what becomes of writes to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
-    /// Filesystem type as mount(2) takes it: `ext4`, `squashfs`, `hostfs`.
+    /// Filesystem type as mount(2) takes it: `ext4`, `squashfs`, `hostfs`, `9p`.
     pub filesystem: String,
     /// Device file (`/dev/ubda1`), or for a shared directory what the filesystem takes as source.
     pub source: OsString,
@@ -86,6 +86,10 @@ pub enum Writes {
 pub enum Channel {
     /// User-Mode Linux's own filesystem (`Documentation/filesystems/hostfs`).
     Hostfs,
+    /// 9P2000.L over virtio (`Documentation/filesystems/9p.rst`).
+    NineP,
+    /// FUSE over virtio (`Documentation/filesystems/virtiofs.rst`).
+    Virtiofs,
     /// A tar stream in `Files` frames on the link: the whole directory in, what changed out.
     Link,
     /// The same stream on two block devices, one in and one out.
@@ -93,7 +97,13 @@ pub enum Channel {
 }
 
 /// Every channel.
-pub const CHANNELS: [Channel; 3] = [Channel::Hostfs, Channel::Link, Channel::Disk];
+pub const CHANNELS: [Channel; 5] = [
+    Channel::Hostfs,
+    Channel::NineP,
+    Channel::Virtiofs,
+    Channel::Link,
+    Channel::Disk,
+];
 
 /// Files that travel before and after the job, instead of being shared while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +124,7 @@ pub struct Files {
 pub struct Mount {
     /// How it is reached.
     pub channel: Channel,
-    /// What the channel's filesystem takes as source: for hostfs a host path.
+    /// What the channel's filesystem takes as source: for hostfs a host path, for the others a tag.
     pub source: OsString,
     /// Where the guest sees it; made when it is missing.
     pub target: PathBuf,
@@ -198,6 +208,8 @@ impl Channel {
     pub fn word(self) -> &'static str {
         match self {
             Channel::Hostfs => "hostfs",
+            Channel::NineP => "9p",
+            Channel::Virtiofs => "virtiofs",
             Channel::Link => "link",
             Channel::Disk => "disk",
         }
@@ -213,7 +225,7 @@ impl Channel {
     #[must_use]
     pub fn is_live(self) -> bool {
         match self {
-            Channel::Hostfs => true,
+            Channel::Hostfs | Channel::NineP | Channel::Virtiofs => true,
             Channel::Link | Channel::Disk => false,
         }
     }

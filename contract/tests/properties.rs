@@ -58,8 +58,10 @@ fn root() -> impl Strategy<Value = Root> {
 }
 
 fn mount() -> impl Strategy<Value = Mount> {
-    (os(), path(), any::<bool>()).prop_map(|(source, target, read_only)| Mount {
-        channel: Channel::Hostfs,
+    let live = CHANNELS.into_iter().filter(|channel| channel.is_live());
+    let channel = proptest::sample::select(live.collect::<Vec<_>>());
+    (channel, os(), path(), any::<bool>()).prop_map(|(channel, source, target, read_only)| Mount {
+        channel,
         source,
         target,
         read_only,

@@ -23,8 +23,10 @@ pub(crate) fn run() -> ! {
 /// Everything up to the report. The link is the caller's, so that a failure can be reported too.
 fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     mounts::early().step("mounting /proc and /dev")?;
+    // The link may need one of them; without the link nobody would learn what is wrong with another.
+    let loaded = modules::load_all(Path::new("/modules"));
     let contract = find_contract(link)?;
-    modules::load_all(Path::new("/modules"))?;
+    loaded?;
     mounts::root(contract.root.as_ref())?;
     changes::merge_all(&contract, Path::new(mounts::ROOT))?;
     mounts::system().step("mounting the system directories")?;

@@ -12,6 +12,8 @@ use apppot_contract::link::{
 use apppot_contract::{document, Contract};
 use nix::sys::termios;
 
+use crate::devices;
+
 /// Frames over a device.
 pub(crate) struct Link {
     device: File,
@@ -35,6 +37,7 @@ impl Link {
 
     /// As [`Link::open`], when hello has been said already.
     pub(crate) fn reopen(device: &Path) -> io::Result<Self> {
+        devices::wait_for(device);
         let file = File::options()
             .read(true)
             .write(true)

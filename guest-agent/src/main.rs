@@ -7,6 +7,7 @@
 mod accounts;
 mod boot;
 mod changes;
+mod devices;
 mod failure;
 mod hostname;
 mod job;

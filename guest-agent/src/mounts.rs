@@ -1,14 +1,16 @@
 //! Filesystems: the agent's own, the appliance's root, the host's directories.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use apppot_contract::{Channel, Contract, Mount, Root, Writes};
+use apppot_contract::{Contract, Mount, Root, Writes};
 use nix::mount::{mount, MsFlags};
 
+use crate::devices;
 use crate::failure::{Failure, Step};
 
 /// Where the appliance's root is put together, in the initramfs.
@@ -51,35 +53,38 @@ pub(crate) fn root(root: Option<&Root>) -> Result<(), Failure> {
     );
     fs::create_dir_all(ROOT).step(step)?;
     match root.writes {
-        Writes::Device => mount_root(root, ROOT, MsFlags::empty()).step(named),
+        Writes::Device => {
+            mount_from_host(&root.filesystem, &root.source, ROOT, MsFlags::empty()).step(named)
+        }
         Writes::Memory => {
             fs::create_dir_all(LOWER).step(step)?;
-            mount_root(root, LOWER, MsFlags::MS_RDONLY).step(named)?;
+            mount_from_host(&root.filesystem, &root.source, LOWER, MsFlags::MS_RDONLY)
+                .step(named)?;
             overlay().step("mounting the overlay")
         }
     }
 }
 
-fn mount_root(root: &Root, target: &str, flags: MsFlags) -> nix::Result<()> {
-    let filesystem = Some(root.filesystem.as_str());
-    if root.filesystem == "hostfs" {
+/// Mounts what the hypervisor provides: a block device, or a directory by a channel.
+fn mount_from_host(
+    filesystem: &str,
+    source: &OsStr,
+    target: impl AsRef<Path>,
+    flags: MsFlags,
+) -> nix::Result<()> {
+    let (device, options) = match filesystem {
         // Its source is an option, not a device.
-        return mount(
-            NONE,
-            target,
-            filesystem,
-            flags,
-            Some(root.source.as_os_str()),
-        );
-    }
-    mount(
-        Some(root.source.as_os_str()),
-        target,
-        filesystem,
-        flags,
-        NONE,
-    )
+        "hostfs" => (None, Some(source)),
+        "9p" => (Some(source), Some(OsStr::new(NINE_P))),
+        _ => (Some(source), None),
+    };
+    devices::wait_for(Path::new(source));
+    mount(device, target.as_ref(), Some(filesystem), flags, options)
 }
+
+/// Large messages: one costs the same however much it carries. No caching beyond what is open:
+/// the host changes the files as well.
+const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000";
 
 fn overlay() -> io::Result<()> {
     fs::create_dir_all(UPPER)?;
@@ -273,19 +278,10 @@ fn mount_share(share: &Mount) -> io::Result<()> {
         true => MsFlags::MS_RDONLY,
         false => MsFlags::empty(),
     };
-    match share.channel {
-        // Its source is an option, not a device.
-        Channel::Hostfs => mount(
-            NONE,
-            &share.target,
-            Some("hostfs"),
-            flags,
-            Some(share.source.as_os_str()),
-        )?,
-        Channel::Link | Channel::Disk => {
-            return Err(io::Error::other("its channel is for files, not for mounts"));
-        }
+    if !share.channel.is_live() {
+        return Err(io::Error::other("its channel is for files, not for mounts"));
     }
+    mount_from_host(share.channel.word(), &share.source, &share.target, flags)?;
     Ok(())
 }
 

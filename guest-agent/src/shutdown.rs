@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use apppot_contract::link::Frame;
-use apppot_contract::Report;
+use apppot_contract::{Channel, Report, CHANNELS};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sys::reboot::{reboot, RebootMode};
 
@@ -77,7 +77,7 @@ fn signal_all(signal: libc::c_int) {
 
 /// Writes back and lets go of the host's directories.
 pub(crate) fn detach_shares() {
-    detach_filesystems(&["hostfs"]);
+    detach_filesystems(&CHANNELS.map(Channel::word));
 }
 
 /// Writes back and lets go of every writable filesystem of these types: they hold what is the

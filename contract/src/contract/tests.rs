@@ -82,6 +82,21 @@ fn compound_values_are_read_and_written() {
         },
     );
     reads_as(
+        "apppot.mount=9p,share0,/c,ro apppot.mount=virtiofs,share1,/d,rw",
+        |c| {
+            let mount = |channel, source: &str, target: &str, read_only| Mount {
+                channel,
+                source: source.into(),
+                target: target.into(),
+                read_only,
+            };
+            c.mounts = vec![
+                mount(Channel::NineP, "share0", "/c", true),
+                mount(Channel::Virtiofs, "share1", "/d", false),
+            ];
+        },
+    );
+    reads_as(
         "apppot.changes=/dev/ubdc,own apppot.changes=/a%2Cb,any",
         |c| {
             let changes = |source: &str, any_base| Changes {
@@ -183,7 +198,7 @@ fn bad_values_are_named() {
         ("apppot.mount=hostfs,/a,b,ro", "is no absolute path"),
         ("apppot.mount=hostfs,/a,/b,wo", "neither ro nor rw"),
         (
-            "apppot.mount=9p,/a,/b,ro",
+            "apppot.mount=nfs,/a,/b,ro",
             "names a channel that is unknown here",
         ),
         ("apppot.mount=hostfs,/a,/b", "has 3 fields where 4 belong"),
