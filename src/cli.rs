@@ -195,7 +195,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, requires = "changes", help_heading = "Appliance")]
     pub(crate) changes_any_base: bool,
 
-    /// The hypervisor: uml, or auto
+    /// The hypervisor: uml, qemu, or auto
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub(crate) backend: Option<String>,
     /// The guest kernel

@@ -1,6 +1,9 @@
 //! `apppot doctor`: what this machine offers, what that means, what to do.
 
+mod qemu;
+
 use std::io::IsTerminal;
+use std::path::Path;
 
 use apppot_backends::uml::kernel::{Has, Kernel};
 use apppot_backends::{containment, limits};
@@ -9,7 +12,7 @@ use serde::Serialize;
 use crate::config::Config;
 
 /// How a check came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
     /// As it should be.
@@ -82,33 +85,44 @@ fn verdict(checks: &[Check]) -> String {
 }
 
 fn checks(config: &Config) -> Vec<Check> {
-    let mut checks = Vec::new();
-    match Kernel::find(config.kernel.value.as_deref()) {
-        Ok(kernel) => checks.extend([
-            found(&kernel),
-            seccomp(&kernel),
-            smp(&kernel),
-            overlay(&kernel),
-        ]),
-        Err(error) => {
-            let hint = error.hint().unwrap_or_default();
-            checks.push(Check::good("uml kernel", error.to_string()).but(
-                State::Bad,
-                "no appliance can run with User-Mode Linux",
-                hint,
-            ));
+    let kernel = config.kernel.value.as_deref();
+    let mut backends = [uml(kernel), qemu::checks(kernel)];
+    let is_bad = |checks: &[Check]| checks.iter().any(|check| check.state == State::Bad);
+    if backends.iter().any(|checks| !is_bad(checks)) {
+        // One is enough.
+        for check in backends.iter_mut().flatten() {
+            check.state = check.state.min(State::Fair);
         }
     }
+    let mut checks: Vec<Check> = backends.into_iter().flatten().collect();
     checks.extend([
         memory_backing(),
         address_space(),
         cgroup(),
         map_count(),
         landlock(),
-        kvm(),
         disk(),
     ]);
     checks
+}
+
+fn uml(kernel: Option<&Path>) -> Vec<Check> {
+    match Kernel::find(kernel) {
+        Ok(kernel) => vec![
+            found(&kernel),
+            seccomp(&kernel),
+            smp(&kernel),
+            overlay(&kernel),
+        ],
+        Err(error) => {
+            let hint = error.hint().unwrap_or_default();
+            vec![Check::good("uml kernel", error.to_string()).but(
+                State::Bad,
+                "no appliance can run with User-Mode Linux",
+                hint,
+            )]
+        }
+    }
 }
 
 fn found(kernel: &Kernel) -> Check {
@@ -273,18 +287,6 @@ fn landlock() -> Check {
             ),
         },
     }
-}
-
-fn kvm() -> Check {
-    let found = match std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-    {
-        Ok(_) => String::from("/dev/kvm can be opened"),
-        Err(error) => format!("/dev/kvm: {error}"),
-    };
-    Check::good("kvm", format!("{found} (no backend of this build uses it)"))
 }
 
 fn disk() -> Check {

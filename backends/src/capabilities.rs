@@ -1,5 +1,8 @@
 //! What a backend can do, and whether that is enough for a machine.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
 use apppot_contract::cmdline::Carrier;
 use apppot_contract::Channel;
 
@@ -24,6 +27,8 @@ pub struct Capabilities {
     pub writable: &'static [ImageKind],
     /// The most changes archives.
     pub changes: usize,
+    /// The most shared directories.
+    pub shares: usize,
     /// The most vCPUs.
     pub cpus: u32,
 }
@@ -33,6 +38,7 @@ pub struct Capabilities {
 /// # Errors
 /// What is missing.
 pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> Result<()> {
+    check_extra(&spec.extra)?;
     let missing = |what: String| Err(Error::Incapable { backend, what });
     let kind = spec.image.kind;
     if !can.images.contains(&kind) {
@@ -51,8 +57,54 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
         let (asked, most) = (spec.changes.len(), can.changes);
         return missing(format!("merge {asked} changes archives ({most} at most)"));
     }
+    if spec.shares.len() > can.shares {
+        let (asked, most) = (spec.shares.len(), can.shares);
+        return missing(format!("share {asked} directories ({most} at most)"));
+    }
     if spec.cpus > can.cpus {
         return missing(format!("have {} vCPUs ({} at most)", spec.cpus, can.cpus));
     }
     Ok(())
+}
+
+/// Checks raw words of the user's. Each is one word, and none is ours.
+///
+/// # Errors
+/// The word and what is wrong with it.
+fn check_extra(words: &[OsString]) -> Result<()> {
+    for word in words {
+        let refuse = |reason| {
+            Err(Error::Extra {
+                word: word.to_string_lossy().into_owned(),
+                reason,
+            })
+        };
+        let bytes = word.as_bytes();
+        if bytes.iter().any(u8::is_ascii_whitespace) {
+            return refuse("it holds a space; give each word its own --extra");
+        }
+        if bytes == b"--" {
+            return refuse("it would end the kernel's arguments");
+        }
+        if bytes.starts_with(apppot_contract::token::PREFIX.as_bytes()) {
+            return refuse("words that start with 'apppot.' are AppPot's own");
+        }
+        if !bytes.is_ascii() {
+            return refuse("it is not ASCII");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_words_cannot_change_the_contract() {
+        for bad in ["a b", "--", "apppot.uid=0", "x\ty", "\u{e9}"] {
+            assert!(check_extra(&[bad.into()]).is_err(), "{bad}");
+        }
+        assert!(check_extra(&["loglevel=7".into(), "debug".into()]).is_ok());
+    }
 }

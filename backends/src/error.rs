@@ -51,8 +51,12 @@ pub enum Error {
         reason: String,
     },
     /// There is no kernel.
-    #[error("no User-Mode Linux kernel was found (looked for {})", list(searched))]
+    #[error("no {what} was found (looked for {})", list(searched))]
     NoKernel {
+        /// What kind of kernel.
+        what: &'static str,
+        /// What to do.
+        hint: &'static str,
         /// Where it was looked for.
         searched: Vec<PathBuf>,
     },
@@ -63,6 +67,8 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         reason: String,
+        /// What to do.
+        hint: &'static str,
     },
     /// The kernel lacks something that the machine needs.
     #[error("kernel {release} has no {what}")]
@@ -71,6 +77,18 @@ pub enum Error {
         release: String,
         /// What is missing.
         what: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The hypervisor cannot be used.
+    #[error("{program} cannot be used: {reason}")]
+    NoProgram {
+        /// Its name or path.
+        program: String,
+        /// Why.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
     },
     /// The backend lacks something that the machine needs.
     #[error("backend '{backend}' cannot {what}")]
@@ -152,17 +170,10 @@ impl Error {
                 "use the image that it was made for, or another overlay file than '{}'",
                 path.display()
             ),
-            Error::NoKernel { .. } => String::from(
-                "install the package user-mode-linux, build a kernel with 'make kernel', or name one \
-                 with --kernel or APPPOT_KERNEL",
-            ),
-            Error::Kernel { .. } => String::from(
-                "a kernel is a User-Mode Linux executable, such as /usr/bin/linux.uml of the package \
-                 user-mode-linux",
-            ),
-            Error::KernelLacks { .. } => {
-                String::from("'make kernel' builds a kernel that has everything AppPot can use")
-            }
+            Error::NoKernel { hint, .. }
+            | Error::Kernel { hint, .. }
+            | Error::KernelLacks { hint, .. }
+            | Error::NoProgram { hint, .. } => String::from(*hint),
             Error::Memory { hint, .. } | Error::Limit { hint, .. } => hint.clone(),
             Error::Containment { .. } => {
                 String::from("--containment auto runs without confinement where there is none")

@@ -4,23 +4,30 @@
 //! each can do. Nothing else starts a hypervisor. A further backend is one more folder and one more
 //! line in [`all`].
 
+mod ask;
+mod cache;
 pub mod capabilities;
 pub mod containment;
 mod cpu;
+mod descriptors;
 mod error;
 mod flock;
 pub mod image;
 mod initramfs;
+mod kernel_line;
 pub mod limits;
 mod modules;
+mod overlay;
 mod partition;
 pub mod process;
+pub mod qemu;
 mod ring;
 pub mod spec;
 pub mod uml;
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Instant;
 
 pub use capabilities::Capabilities;
@@ -38,9 +45,11 @@ pub trait Hypervisor {
 
     /// Whether it can run here, now, for this user, and if not, what is in the way and its remedy.
     ///
+    /// `kernel` is the one that the user has chosen.
+    ///
     /// # Errors
     /// The reason why no machine can run.
-    fn probe(&self) -> Result<Usable>;
+    fn probe(&self, kernel: Option<&Path>) -> Result<Usable>;
 
     /// Exactly what [`Hypervisor::launch`] would start, for people and tests.
     ///
@@ -103,6 +112,10 @@ pub enum MachineEnd {
     PoweredOff,
     /// The guest's kernel gave up.
     Panicked,
+    /// The guest's processor was reset: its kernel gave up, or rebooted.
+    Reset,
+    /// The machine stopped without having ended, and was ended.
+    Stopped,
     /// The hypervisor failed with this exit status.
     Failed(i32),
     /// This signal ended the hypervisor.
@@ -114,6 +127,8 @@ pub enum MachineEnd {
 pub struct Usable {
     /// One line for people, such as the kernel's path and release.
     pub summary: String,
+    /// Whether hardware virtualisation executes guests.
+    pub hardware: bool,
 }
 
 /// What a backend would start.
@@ -144,6 +159,8 @@ pub struct Facts {
     pub kernel: String,
     /// Release of the guest's kernel.
     pub release: String,
+    /// What executes the guest's instructions, where there is a choice.
+    pub accelerator: Option<String>,
     /// `landlock` with its ABI version, or why there is none.
     pub containment: String,
     /// Where the guest's memory is kept.
@@ -155,5 +172,5 @@ pub struct Facts {
 /// Every backend of this build, in the order of preference.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Hypervisor>> {
-    vec![Box::new(uml::Uml)]
+    vec![Box::new(uml::Uml), Box::new(qemu::Qemu)]
 }

@@ -28,6 +28,28 @@ pub(crate) fn resolve(directory: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>>
     Ok(order.iter().map(|file| directory.join(file)).collect())
 }
 
+/// The modules at `paths`, by name and content.
+///
+/// # Errors
+/// One cannot be read.
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>> {
+    paths
+        .iter()
+        .map(|path| {
+            let content = std::fs::read(path).map_err(Error::file("read kernel module", path))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Ok((name.into_owned(), content))
+        })
+        .collect()
+}
+
+/// Whether `modules.dep` or `modules.builtin` of a kernel names the module.
+pub(crate) fn lists(text: &str, name: &str) -> bool {
+    text.lines()
+        .filter_map(|line| line.split(':').next())
+        .any(|file| module_name(file) == name.replace('-', "_"))
+}
+
 /// One line of `modules.dep` names a module and everything that it needs, the nearest first
 /// (modules.dep(5)): loading goes from right to left.
 fn closure<'a>(text: &'a str, name: &str) -> Option<Vec<&'a str>> {

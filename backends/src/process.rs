@@ -20,7 +20,7 @@ use crate::containment::Confinement;
 pub const FIRST_DESCRIPTOR: RawFd = 100;
 
 /// Where copies of them are until the child has its own.
-const FIRST_COPY: RawFd = FIRST_DESCRIPTOR + 100;
+pub(crate) const FIRST_COPY: RawFd = FIRST_DESCRIPTOR + 100;
 
 /// The limit on open files (`RLIMIT_NOFILE`) under which a process that inherits `files` descriptors
 /// can be started.

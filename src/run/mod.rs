@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use apppot_backends::spec::{MachineSpec, Writes};
-use apppot_backends::Hypervisor;
+use apppot_backends::{Hypervisor, Usable};
 use apppot_contract::{Stdin, Workload};
 
 use self::specification::{options, specify};
@@ -74,7 +74,7 @@ fn serve(
     general: &General,
     started: Instant,
 ) -> Result<u8> {
-    let backend = select(&config.backend.value)?;
+    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
     if args.dry_run {
         return show::dry_run(backend.as_ref(), spec, general);
     }
@@ -122,18 +122,26 @@ fn terms(
     }
 }
 
-/// The backend of that name; `auto` is the first one that can run here.
-fn select(name: &str) -> Result<Box<dyn Hypervisor>> {
+/// The backend of that name, for machines with this kernel. `auto` is the first one that runs them by
+/// hardware virtualisation, else the first one that can run them at all.
+fn select(name: &str, kernel: Option<&Path>) -> Result<Box<dyn Hypervisor>> {
     let mut backends = apppot_backends::all();
     let names: Vec<&str> = backends.iter().map(|backend| backend.name()).collect();
     let names = names.join(", ");
     if name == "auto" {
-        // The last one is not asked: its launch says what is in the way.
-        let last = backends.len() - 1;
-        let able = backends[..last]
+        let probed: Vec<_> = backends
             .iter()
-            .position(|backend| backend.probe().is_ok());
-        return Ok(backends.swap_remove(able.unwrap_or(last)));
+            .map(|backend| backend.probe(kernel))
+            .collect();
+        let usable = |hardware: bool| {
+            let fits = |usable: &Usable| usable.hardware || !hardware;
+            probed
+                .iter()
+                .position(|probed| probed.as_ref().is_ok_and(fits))
+        };
+        // When none can, the launch of the first says what is in the way.
+        let index = usable(true).or_else(|| usable(false)).unwrap_or(0);
+        return Ok(backends.swap_remove(index));
     }
     match backends.iter().position(|backend| backend.name() == name) {
         Some(index) => Ok(backends.swap_remove(index)),

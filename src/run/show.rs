@@ -57,6 +57,9 @@ pub(super) fn describe(machine: &dyn Machine, spec: &MachineSpec) {
         spec.image.kind
     ));
     say(&format!("  kernel:      {}", facts.kernel));
+    if let Some(accelerator) = &facts.accelerator {
+        say(&format!("  accelerator: {accelerator}"));
+    }
     say(&format!(
         "  memory:      {} in {}",
         Size(spec.memory),

@@ -78,15 +78,38 @@ pub fn landlock_abi() -> i32 {
 #[derive(Debug)]
 pub struct Confinement {
     ruleset: OwnedFd,
-    filter: std::result::Result<Filter, String>,
+    /// `None`: attributes are left to the process.
+    filter: Option<std::result::Result<Filter, String>>,
 }
 
 impl Confinement {
-    /// Confinement to `rules`; `None` when there is to be none.
+    /// Confinement to `rules`, of contents and attributes; `None` when there is to be none.
     ///
     /// # Errors
     /// Confinement is required and the host's kernel has not all that it takes, or it refuses the rules.
     pub(crate) fn new(rules: &[Rule], mode: Containment) -> Result<Option<Self>> {
+        let Some(confinement) = Self::of_contents(rules, mode)? else {
+            return Ok(None);
+        };
+        let filter = match attributes::obstacle() {
+            Some(obstacle) => Err(obstacle),
+            None => Filter::new(landlock_abi() < TRUNCATION).map_err(|error| error.to_string()),
+        };
+        match (&filter, mode) {
+            (Err(reason), Containment::Required) => Err(failed(reason)),
+            _ => Ok(Some(Confinement {
+                filter: Some(filter),
+                ..confinement
+            })),
+        }
+    }
+
+    /// Confinement of contents to `rules`, for a process that does not change the attributes of whatever
+    /// the guest names; `None` when there is to be none.
+    ///
+    /// # Errors
+    /// Confinement is required and the host's kernel has none, or it refuses the rules.
+    pub(crate) fn of_contents(rules: &[Rule], mode: Containment) -> Result<Option<Self>> {
         let abi = landlock_abi();
         if mode == Containment::Off {
             return Ok(None);
@@ -99,14 +122,10 @@ impl Confinement {
         }
         let ruleset: Option<OwnedFd> = create(rules).map_err(failed)?.into();
         let ruleset = ruleset.ok_or_else(|| failed(NO_LANDLOCK))?;
-        let filter = match attributes::obstacle() {
-            Some(obstacle) => Err(obstacle),
-            None => Filter::new(abi < TRUNCATION).map_err(|error| error.to_string()),
-        };
-        match (&filter, mode) {
-            (Err(reason), Containment::Required) => Err(failed(reason)),
-            _ => Ok(Some(Confinement { ruleset, filter })),
-        }
+        Ok(Some(Confinement {
+            ruleset,
+            filter: None,
+        }))
     }
 
     /// Confines the calling process for good: async-signal-safe.
@@ -123,7 +142,7 @@ impl Confinement {
         if !entered {
             return Err(io::Error::last_os_error());
         }
-        if let Ok(filter) = &self.filter {
+        if let Some(Ok(filter)) = &self.filter {
             filter.enter();
         }
         Ok(())
@@ -144,8 +163,11 @@ impl Confinement {
             let listener = filter.listener().map_err(|error| error.to_string())?;
             Supervisor::start(listener, process, writable).map_err(|error| error.to_string())
         };
-        let supervised = self.filter.as_ref().map_err(String::clone).and_then(start);
-        let landlock = format!("landlock (ABI {})", landlock_abi());
+        let supervised = match &self.filter {
+            Some(filter) => filter.as_ref().map_err(String::clone).and_then(start),
+            None => Ok(()),
+        };
+        let landlock = landlock();
         match (supervised, mode) {
             (Ok(()), _) => Ok(landlock),
             (Err(reason), Containment::Required) => Err(failed(reason)),
@@ -161,6 +183,12 @@ const TRUNCATION: i32 = 3;
 
 const NO_LANDLOCK: &str =
     "the host's kernel has no Landlock, or it is switched off (Linux 5.13, lsm=landlock)";
+
+/// What is said of a process that is confined.
+#[must_use]
+pub(crate) fn landlock() -> String {
+    format!("landlock (ABI {})", landlock_abi())
+}
 
 /// What is said of a process that is not confined.
 #[must_use]

@@ -1,39 +1,22 @@
 //! The UML kernel's command line, as data.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
-
+use crate::descriptors::number;
 use crate::process::descriptor_path;
-use crate::{Error, Result};
 
 /// Longest command line, bytes (`COMMAND_LINE_SIZE` in arch/um/include/asm/setup.h).
 pub(crate) const COMMAND_LINE_SIZE: usize = 4096;
 
-/// Descriptors that the kernel inherits; the numbers stand on its command line.
+/// Descriptors that only this hypervisor has.
 pub(crate) mod descriptor {
-    use crate::process::FIRST_DESCRIPTOR;
+    use crate::descriptors::number::OWN;
     use std::os::fd::RawFd;
 
-    /// The link's socket.
-    pub(crate) const LINK: RawFd = FIRST_DESCRIPTOR;
-    /// The initramfs.
-    pub(crate) const INITRAMFS: RawFd = FIRST_DESCRIPTOR + 1;
-    /// The image, or the directory that holds the root filesystem.
-    pub(crate) const ROOT: RawFd = FIRST_DESCRIPTOR + 2;
-    /// The copy-on-write file on top of the image.
-    pub(crate) const OVERLAY: RawFd = FIRST_DESCRIPTOR + 3;
     /// The ring.
-    pub(crate) const RING: RawFd = FIRST_DESCRIPTOR + 4;
+    pub(crate) const RING: RawFd = OWN;
     /// The directory for guest memory.
-    pub(crate) const MEMORY: RawFd = FIRST_DESCRIPTOR + 5;
+    pub(crate) const MEMORY: RawFd = OWN + 1;
     /// The socket that stands for the host CPU; the kernel does not know of it.
-    pub(crate) const CPU_SLOT: RawFd = FIRST_DESCRIPTOR + 6;
-    /// How many of these there are at the most.
-    pub(crate) const OWN: usize = 7;
-    /// The first changes archive; there are at most [`super::MAX_CHANGES`].
-    pub(crate) const CHANGES: RawFd = FIRST_DESCRIPTOR + 10;
-    /// The first shared directory.
-    pub(crate) const SHARES: RawFd = FIRST_DESCRIPTOR + 30;
+    pub(crate) const CPU_SLOT: RawFd = OWN + 2;
 }
 
 /// What the guest calls the ends of these descriptors.
@@ -58,7 +41,7 @@ pub(crate) fn changes_device(index: usize) -> String {
 
 /// `ubdNrc=`: a changes archive, which the guest only reads.
 pub(crate) fn changes(index: usize) -> String {
-    let descriptor = descriptor::CHANGES + index as i32;
+    let descriptor = number::CHANGES + index as i32;
     format!("ubd{}rc={}", index + 2, descriptor_path(descriptor))
 }
 
@@ -69,15 +52,15 @@ pub(crate) fn memory(bytes: u64) -> String {
 
 /// `initrd=`.
 pub(crate) fn initramfs() -> String {
-    format!("initrd={}", descriptor_path(descriptor::INITRAMFS))
+    format!("initrd={}", descriptor_path(number::INITRAMFS))
 }
 
 /// `ubd0…=`: the image. `r`: read-only; `c`: no fcntl lock of UML's own, since the launcher has
 /// locked the file and some cluster filesystems have no such locks.
 pub(crate) fn root(read_only: bool, overlay: bool) -> String {
-    let image = descriptor_path(descriptor::ROOT);
+    let image = descriptor_path(number::ROOT);
     if overlay {
-        return format!("ubd0c={},{image}", descriptor_path(descriptor::OVERLAY));
+        return format!("ubd0c={},{image}", descriptor_path(number::OVERLAY));
     }
     format!("ubd0{}c={image}", if read_only { "r" } else { "" })
 }
@@ -94,7 +77,7 @@ pub(crate) fn lines() -> Vec<String> {
         String::from("con=null"),
         String::from("ssl=null"),
         String::from("con0=null,fd:2"),
-        format!("ssl0=fd:{}", descriptor::LINK),
+        format!("ssl0=fd:{}", number::LINK),
     ]
 }
 
@@ -102,40 +85,6 @@ pub(crate) fn lines() -> Vec<String> {
 /// none. (A directory that does not exist makes Linux 6.1 panic.)
 pub(crate) fn no_management_console() -> Vec<String> {
     vec![String::from("uml_dir=/proc/"), String::from("umid=none")]
-}
-
-/// Checks raw words of the user's. Each is one word, and none is ours.
-///
-/// # Errors
-/// The word and what is wrong with it.
-pub(crate) fn check_extra(words: &[OsString]) -> Result<()> {
-    for word in words {
-        let refuse = |reason| {
-            Err(Error::Extra {
-                word: word.to_string_lossy().into_owned(),
-                reason,
-            })
-        };
-        let bytes = word.as_bytes();
-        if bytes.iter().any(u8::is_ascii_whitespace) {
-            return refuse("it holds a space; give each word its own --extra");
-        }
-        if bytes == b"--" {
-            return refuse("it would end the kernel's arguments");
-        }
-        if bytes.starts_with(apppot_contract::token::PREFIX.as_bytes()) {
-            return refuse("words that start with 'apppot.' are AppPot's own");
-        }
-        if !bytes.is_ascii() {
-            return refuse("it is not ASCII");
-        }
-    }
-    Ok(())
-}
-
-/// Bytes that `words` take on the command line.
-pub(crate) fn length<S: AsRef<OsStr>>(words: &[S]) -> usize {
-    words.iter().map(|word| word.as_ref().len() + 1).sum()
 }
 
 #[cfg(test)]
@@ -159,13 +108,5 @@ mod tests {
             lines(),
             ["con=null", "ssl=null", "con0=null,fd:2", "ssl0=fd:100"]
         );
-    }
-
-    #[test]
-    fn extra_words_cannot_change_the_contract() {
-        for bad in ["a b", "--", "apppot.uid=0", "x\ty", "\u{e9}"] {
-            assert!(check_extra(&[bad.into()]).is_err(), "{bad}");
-        }
-        assert!(check_extra(&["loglevel=7".into(), "debug".into()]).is_ok());
     }
 }

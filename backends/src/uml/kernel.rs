@@ -2,15 +2,12 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use super::cache;
-use crate::process::{self, wait_readable};
+use crate::ask;
+use crate::cache::{self, absolute_variable};
 use crate::{Error, Result};
 
 /// Whether a kernel has something.
@@ -37,11 +34,15 @@ pub struct Kernel {
     config: String,
 }
 
-/// A kernel prints its configuration in milliseconds; something that takes this long is none.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Ours is below 200 KiB.
-const LONGEST_CONFIG: usize = 4 << 20;
+const FIND_HINT: &str =
+    "install the package user-mode-linux, build a kernel with 'make kernel', or \
+    name one with --kernel or APPPOT_KERNEL";
+const KIND_HINT: &str =
+    "a kernel is a User-Mode Linux executable, such as /usr/bin/linux.uml of the \
+    package user-mode-linux";
+/// What to do about a kernel that lacks something.
+pub(super) const LACKS_HINT: &str =
+    "'make kernel' builds a kernel that has everything AppPot can use";
 
 impl Kernel {
     /// The kernel at `chosen`, or the first one found.
@@ -54,7 +55,11 @@ impl Kernel {
         }
         match first() {
             Some(path) => Self::inspect(&path),
-            None => Err(Error::NoKernel { searched: places() }),
+            None => Err(Error::NoKernel {
+                what: "User-Mode Linux kernel",
+                hint: FIND_HINT,
+                searched: places(),
+            }),
         }
     }
 
@@ -66,6 +71,7 @@ impl Kernel {
         let refuse = |reason: &str| Error::Kernel {
             path: path.to_owned(),
             reason: reason.to_owned(),
+            hint: KIND_HINT,
         };
         // A bare name would be looked for in PATH when it is started.
         let absolute = std::path::absolute(path).map_err(Error::file("open kernel", path))?;
@@ -77,14 +83,15 @@ impl Kernel {
         if metadata.permissions().mode() & 0o111 == 0 {
             return Err(refuse("it is not executable"));
         }
-        let kept = cache::get(&metadata).and_then(|config| Self::from_config(path, &config));
+        let kept = cache::get(cache::Kind::UmlConfig, &metadata)
+            .and_then(|config| Self::from_config(path, &config));
         if let Some(kernel) = kept {
             return Ok(kernel);
         }
-        let config = show_config(path).map_err(|reason| refuse(&reason))?;
+        let config = ask::program(path, "--showconfig").map_err(|reason| refuse(&reason))?;
         let kernel = Self::from_config(path, &config);
         let kernel = kernel.ok_or_else(|| refuse("it is no User-Mode Linux kernel"))?;
-        cache::put(&metadata, &kernel.config);
+        cache::put(cache::Kind::UmlConfig, &metadata, &kernel.config);
         Ok(kernel)
     }
 
@@ -218,11 +225,6 @@ fn places() -> Vec<PathBuf> {
     places
 }
 
-pub(super) fn absolute_variable(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os(name)?);
-    path.is_absolute().then_some(path)
-}
-
 /// The lines of a configuration that this crate asks for.
 fn interesting(config: &str) -> String {
     const OPTIONS: [&str; 11] = [
@@ -258,42 +260,6 @@ fn value<'a>(config: &'a str, option: &str) -> Option<&'a str> {
             .strip_prefix(option)?
             .strip_prefix('=')
     })
-}
-
-/// Runs `path --showconfig`. The file may be anything: it is given little time and room.
-fn show_config(path: &Path) -> std::result::Result<String, String> {
-    let mut child = Command::new(path)
-        .arg("--showconfig")
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let text = child.stdout.take().map(read_soon);
-    // It has printed all or will be asked no more; either way it is of no further use.
-    process::kill_group(child.id() as libc::pid_t);
-    let _ = child.wait();
-    let text = text.transpose().map_err(|error| error.to_string())?;
-    Ok(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned())
-}
-
-/// Reads to the end, within [`PATIENCE`] and [`LONGEST_CONFIG`].
-fn read_soon(mut pipe: impl Read + AsFd) -> std::io::Result<Vec<u8>> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut text = Vec::new();
-    let mut buffer = [0; 64 << 10];
-    while text.len() < LONGEST_CONFIG {
-        if !wait_readable(pipe.as_fd(), Some(deadline))? {
-            return Err(std::io::Error::other("it does not answer to --showconfig"));
-        }
-        match pipe.read(&mut buffer)? {
-            0 => break,
-            len => text.extend_from_slice(&buffer[..len]),
-        }
-    }
-    Ok(text)
 }
 
 /// Whether an ELF executable names a loader (`PT_INTERP`, elf(5)).

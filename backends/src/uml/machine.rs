@@ -1,28 +1,23 @@
 //! A running UML kernel.
 
-use std::borrow::Cow;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Instant;
 
-use nix::sys::memfd::{memfd_create, MFdFlags};
-
 use super::arguments::descriptor;
-use super::cow;
-use super::plan::{open_path, Need, Plan};
+use super::cow::COW;
+use super::plan::Plan;
 use crate::containment::attributes::Writable;
 use crate::containment::{self, Confinement, Reach, Rule};
 use crate::cpu;
-use crate::flock::{self, Use};
-use crate::image::ImageKind;
+use crate::descriptors::{duplicate, number, Descriptors};
 use crate::limits;
 use crate::process::{self, Process, Spawn};
 use crate::ring::Ring;
-use crate::spec::{Containment, Writes};
+use crate::spec::Containment;
 use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
 
 /// The machine; dropping it kills the kernel's process.
@@ -49,14 +44,18 @@ impl UmlMachine {
         })
         .map_err(Error::system("start the watch over the machine"))?;
         let (link, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
-        let mut given = Descriptors::default();
-        given.open(&plan)?;
+        let mut given = Descriptors::open(&plan.given, &COW)?;
+        given.add(number::LINK, theirs);
+        let ring = open_ring(&mut given, &plan)?;
+        let cpu = take_cpu(&mut given, &plan);
+        let needs = plan.needs();
+        let mut rules = given.rules(&needs)?;
+        rules.push(Rule {
+            file: duplicate(memory.descriptor.as_fd())?,
+            reach: Reach::Write,
+        });
         given.add(descriptor::MEMORY, memory.descriptor);
-        given.add(descriptor::LINK, theirs.into());
-        let ring = given.open_ring(&plan)?;
-        let cpu = given.take_cpu(&plan);
-        let rules = given.rules(&plan)?;
-        let writable = given.writable(&plan)?;
+        let writable = given.writable(&needs)?;
         let confinement = Confinement::new(&rules, plan.containment)?;
         let (console, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(Error::system("make the console"))?;
@@ -77,6 +76,7 @@ impl UmlMachine {
             kernel: plan.kernel.path.display().to_string(),
             release: plan.kernel.release.clone(),
             containment: supervise(&process, writable, plan.containment)?,
+            accelerator: None,
             memory_backing: backing.path.display().to_string(),
             pinned_to: cpu,
         };
@@ -97,7 +97,7 @@ impl UmlMachine {
 /// Serves the confined process; the state of its confinement, for people.
 fn supervise(process: &Process, writable: Vec<Writable>, mode: Containment) -> Result<String> {
     match process.confinement() {
-        Some(confinement) => confinement.supervise(dup(process.ended())?, writable, mode),
+        Some(confinement) => confinement.supervise(duplicate(process.ended())?, writable, mode),
         None => Ok(containment::none(mode)),
     }
 }
@@ -107,148 +107,23 @@ fn supervise(process: &Process, writable: Vec<Writable>, mode: Containment) -> R
 /// arch/um/drivers/line.c; our kernel's patch 0011 mends it).
 const SERIAL_LINE: usize = 3 << 10;
 
-/// The descriptors that the kernel inherits.
-#[derive(Default)]
-struct Descriptors {
-    list: Vec<(RawFd, OwnedFd)>,
+/// The ring, when standard input goes through one.
+fn open_ring(given: &mut Descriptors, plan: &Plan) -> Result<Option<Ring>> {
+    if !plan.ring {
+        return Ok(None);
+    }
+    let failed = "make the ring for standard input";
+    let ring = Ring::new().map_err(Error::system(failed))?;
+    let memory = ring.memory().map_err(Error::system(failed))?;
+    given.add(descriptor::RING, memory);
+    Ok(Some(ring))
 }
 
-impl Descriptors {
-    fn add(&mut self, number: RawFd, descriptor: OwnedFd) {
-        self.list.push((number, descriptor));
-    }
-
-    /// Opens what the plan names, and makes what goes with it.
-    fn open(&mut self, plan: &Plan) -> Result<()> {
-        self.open_image(plan)?;
-        self.open_changes(plan)?;
-        self.open_shares(plan)?;
-        self.add(descriptor::INITRAMFS, memfd(&plan.initramfs)?);
-        Ok(())
-    }
-
-    /// Opens and locks the image, and the copy-on-write file above it.
-    fn open_image(&mut self, plan: &Plan) -> Result<()> {
-        let path = &plan.image.path;
-        if plan.image.kind == ImageKind::Directory {
-            self.add(descriptor::ROOT, open_path(path)?);
-            return Ok(());
-        }
-        let write = plan.writes == Writes::Image;
-        let file = File::options()
-            .read(true)
-            .write(write)
-            .open(path)
-            .map_err(Error::file(
-                if write {
-                    "write into image"
-                } else {
-                    "open image"
-                },
-                path,
-            ))?;
-        flock::take(&file, path, if write { Use::Writing } else { Use::Reading })?;
-        if let Writes::Overlay(overlay) = &plan.writes {
-            let cow = cow::open(overlay, path)?;
-            flock::take(&cow, overlay, Use::Writing)?;
-            self.add(descriptor::OVERLAY, cow.into());
-        }
-        self.add(descriptor::ROOT, file.into());
-        Ok(())
-    }
-
-    /// Opens the changes archives. They are locked: what was examined is what is merged.
-    fn open_changes(&mut self, plan: &Plan) -> Result<()> {
-        for (number, changes) in (descriptor::CHANGES..).zip(&plan.changes) {
-            let path = &changes.path;
-            let file = File::open(path).map_err(Error::file("open changes archive", path))?;
-            flock::take(&file, path, Use::Reading)?;
-            self.add(number, file.into());
-        }
-        Ok(())
-    }
-
-    fn open_shares(&mut self, plan: &Plan) -> Result<()> {
-        for (number, share) in (descriptor::SHARES..).zip(&plan.shares) {
-            self.add(number, open_path(&share.host)?);
-        }
-        Ok(())
-    }
-
-    fn open_ring(&mut self, plan: &Plan) -> Result<Option<Ring>> {
-        if !plan.ring {
-            return Ok(None);
-        }
-        let failed = "make the ring for standard input";
-        let ring = Ring::new().map_err(Error::system(failed))?;
-        self.add(
-            descriptor::RING,
-            ring.memory().map_err(Error::system(failed))?,
-        );
-        Ok(Some(ring))
-    }
-
-    /// A host CPU for a machine that is bound to one, if one is free.
-    fn take_cpu(&mut self, plan: &Plan) -> Option<usize> {
-        let slot = plan.bind.then(cpu::take).flatten()?;
-        self.add(descriptor::CPU_SLOT, slot.holder);
-        Some(slot.cpu)
-    }
-
-    fn get(&self, number: RawFd) -> Option<&OwnedFd> {
-        let mut list = self.list.iter();
-        list.find_map(|(given, fd)| (*given == number).then_some(fd))
-    }
-
-    /// What the kernel's process may reach. What it is given is not looked up a second time.
-    fn rules(&self, plan: &Plan) -> Result<Vec<Rule>> {
-        let rule = |need: &Need| {
-            let given = need.descriptor.and_then(|number| self.get(number));
-            let file = match given {
-                Some(given) => dup(given.as_fd())?,
-                None => open_path(&need.path)?,
-            };
-            let reach = need.reach;
-            Ok(Rule { file, reach })
-        };
-        let mut rules: Vec<Rule> = plan.needs().iter().map(rule).collect::<Result<_>>()?;
-        if let Some(memory) = self.get(descriptor::MEMORY) {
-            rules.push(Rule {
-                file: dup(memory.as_fd())?,
-                reach: Reach::Write,
-            });
-        }
-        Ok(rules)
-    }
-
-    /// The directories below which attributes may be changed.
-    fn writable(&self, plan: &Plan) -> Result<Vec<Writable>> {
-        let needs = plan.needs();
-        let numbers = needs
-            .iter()
-            .filter(|need| need.reach == Reach::Write)
-            .filter_map(|need| need.descriptor);
-        numbers
-            .filter_map(|number| Some((number, self.get(number)?)))
-            .map(|(number, directory)| Ok((number, dup(directory.as_fd())?)))
-            .collect()
-    }
-}
-
-fn memfd(pieces: &[Cow<[u8]>]) -> Result<OwnedFd> {
-    let failed = "keep the initramfs in memory";
-    let mut file: File = memfd_create(c"apppot-initramfs", MFdFlags::MFD_CLOEXEC)
-        .map_err(Error::system(failed))?
-        .into();
-    for piece in pieces {
-        file.write_all(piece).map_err(Error::system(failed))?;
-    }
-    Ok(file.into())
-}
-
-fn dup(fd: BorrowedFd) -> Result<OwnedFd> {
-    fd.try_clone_to_owned()
-        .map_err(Error::system("copy a descriptor"))
+/// A host CPU for a machine that is bound to one, if one is free.
+fn take_cpu(given: &mut Descriptors, plan: &Plan) -> Option<usize> {
+    let slot = plan.bind.then(cpu::take).flatten()?;
+    given.add(descriptor::CPU_SLOT, slot.holder);
+    Some(slot.cpu)
 }
 
 impl Machine for UmlMachine {

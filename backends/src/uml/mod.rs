@@ -6,11 +6,12 @@
 //! descriptors (`/proc/self/fd/N`). So nothing can be left behind, and no path can be misread.
 
 mod arguments;
-mod cache;
 mod cow;
 pub mod kernel;
 mod machine;
 mod plan;
+
+use std::path::Path;
 
 use apppot_contract::cmdline::Carrier;
 use apppot_contract::Channel;
@@ -42,16 +43,18 @@ impl Hypervisor for Uml {
             overlay_files: &[ImageKind::Partition, ImageKind::Disk],
             writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
             changes: arguments::MAX_CHANGES,
+            shares: crate::descriptors::MAX_SHARES,
             // CONFIG_NR_CPUS of UML is at most 64.
             cpus: 64,
         }
     }
 
-    fn probe(&self) -> Result<Usable> {
-        let kernel = kernel::Kernel::find(None)?;
+    fn probe(&self, kernel: Option<&Path>) -> Result<Usable> {
+        let kernel = kernel::Kernel::find(kernel)?;
         crate::limits::choose_backing(crate::limits::LEAST_MEMORY)?;
         Ok(Usable {
             summary: format!("{} ({})", kernel.path.display(), kernel.release),
+            hardware: false,
         })
     }
 

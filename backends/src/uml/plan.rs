@@ -3,22 +3,22 @@
 //! Making a plan changes nothing on the host. [`super::machine`] carries it out.
 
 use std::ffi::OsString;
-use std::fmt;
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-use apppot_contract::{cmdline, Channel, Mount, Root, Stdin, Writes as GuestWrites};
+use apppot_contract::{Channel, Mount, Root, Stdin, Writes as GuestWrites};
 
 use super::arguments::{self, descriptor, device};
 use super::kernel::{self, Has, Kernel};
 use super::{cow, Uml};
 use crate::capabilities;
 use crate::containment::Reach;
-use crate::image::{Image, ImageKind};
-use crate::initramfs::Pieces;
+use crate::descriptors::{self, number, Given, Need};
+use crate::image::ImageKind;
+use crate::kernel_line::KernelLine;
 use crate::limits;
+use crate::modules;
 use crate::process::descriptor_path;
-use crate::spec::{Changes, Containment, MachineSpec, Seccomp, Share, Writes};
+use crate::spec::{Containment, MachineSpec, Seccomp, Writes};
 use crate::{Error, Hypervisor, Rendered, Result};
 
 /// What a UML kernel is started with.
@@ -28,16 +28,8 @@ pub(super) struct Plan {
     pub(super) kernel: Kernel,
     /// Its command line, a word each.
     pub(super) args: Vec<OsString>,
-    /// The image.
-    pub(super) image: Image,
-    /// What becomes of writes.
-    pub(super) writes: Writes,
-    /// Changes archives, in the order of their descriptors.
-    pub(super) changes: Vec<Changes>,
-    /// Shared directories, in the order of their descriptors.
-    pub(super) shares: Vec<Share>,
-    /// The initramfs.
-    pub(super) initramfs: Pieces,
+    /// The files that it is given.
+    pub(super) given: Given,
     /// Guest memory, bytes.
     pub(super) memory: u64,
     /// Whether standard input goes through a ring.
@@ -59,39 +51,29 @@ impl Plan {
     /// The specification asks for something that the backend, the kernel or the host does not have.
     pub(super) fn make(backend: &Uml, spec: &MachineSpec) -> Result<Self> {
         capabilities::check(backend.name(), &backend.capabilities(), spec)?;
-        arguments::check_extra(&spec.extra)?;
         limits::check_memory(spec.memory)?;
-        limits::check_open_files(descriptor::OWN + spec.changes.len() + spec.shares.len())?;
+        descriptors::check_limit(spec)?;
         if let Writes::Overlay(path) = &spec.writes {
-            cow::examine(path, &spec.image.path)?;
+            cow::COW.examine(path, &spec.image.path)?;
         }
         let kernel = Kernel::find(spec.kernel.as_deref())?;
-        let modules = modules(&kernel, spec)?;
+        let modules = needed_modules(&kernel, spec)?;
         let ring = spec.contract.stdin == Stdin::Link && spec.contract.terminal.is_none();
         let mut words = kernel_words(&kernel, spec)?;
         if ring {
             words.push(arguments::ring());
         }
         words.extend((0..spec.changes.len()).map(arguments::changes));
-        let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
-        words.extend(spec.extra.iter().cloned());
-        let room = arguments::COMMAND_LINE_SIZE
-            .saturating_sub(arguments::length(&words))
-            .saturating_sub(KERNELS_OWN_WORDS);
         let contract = complete(spec, ring);
-        let encoded = cmdline::encode(&contract, room, backend.capabilities().carrier)?;
-        words.extend(encoded.words.into_iter().map(OsString::from));
+        let can = backend.capabilities();
+        let line = KernelLine::make(words, spec, &contract, &can, KERNELS_OWN_WORDS)?;
         Ok(Plan {
-            args: words,
-            image: spec.image.clone(),
-            writes: spec.writes.clone(),
-            changes: spec.changes.clone(),
-            shares: spec.shares.clone(),
-            initramfs: crate::initramfs::build(spec.agent.clone(), modules),
+            args: line.words,
+            given: Given::new(spec, modules),
             memory: spec.memory,
             ring,
             bind: spec.cpus == 1,
-            document: encoded.document,
+            document: line.document,
             containment: spec.containment,
             libraries: kernel.libraries()?,
             kernel,
@@ -119,41 +101,11 @@ impl Plan {
 
     /// What stands behind the descriptors' numbers.
     fn descriptors(&self) -> Vec<(i32, String)> {
-        let shown = |path: &Path| path.display().to_string();
-        let mut list = vec![
-            (descriptor::LINK, String::from("link (socketpair)")),
-            (
-                descriptor::INITRAMFS,
-                format!(
-                    "initramfs ({} bytes in memory)",
-                    self.initramfs
-                        .iter()
-                        .map(|piece| piece.len())
-                        .sum::<usize>()
-                ),
-            ),
-            (descriptor::ROOT, shown(&self.image.path)),
-        ];
-        if let Writes::Overlay(path) = &self.writes {
-            list.push((descriptor::OVERLAY, shown(path)));
-        }
+        let mut own = vec![(descriptor::MEMORY, "private directory for guest memory")];
         if self.ring {
-            list.push((
-                descriptor::RING,
-                String::from("standard input (ring in memory)"),
-            ));
+            own.push((descriptor::RING, "standard input (ring in memory)"));
         }
-        list.push((
-            descriptor::MEMORY,
-            String::from("private directory for guest memory"),
-        ));
-        for (number, changes) in (descriptor::CHANGES..).zip(&self.changes) {
-            list.push((number, shown(&changes.path)));
-        }
-        for (number, share) in (descriptor::SHARES..).zip(&self.shares) {
-            list.push((number, shown(&share.host)));
-        }
-        list
+        self.given.describe(own)
     }
 
     /// What the kernel's process may reach, apart from memfds, which Landlock does not govern, and the
@@ -176,70 +128,13 @@ impl Plan {
         for device in ["/dev/null", "/dev/ptmx", "/dev/pts"] {
             named(Path::new(device), Reach::Write);
         }
-        let mut given = |number, path: &Path, writes| needs.push(Need::given(number, path, writes));
-        let writes_image = self.writes == Writes::Image;
-        given(descriptor::ROOT, &self.image.path, writes_image);
-        if let Writes::Overlay(path) = &self.writes {
-            given(descriptor::OVERLAY, path, true);
-        }
-        for (number, changes) in (descriptor::CHANGES..).zip(&self.changes) {
-            given(number, &changes.path, false);
-        }
-        for (number, share) in (descriptor::SHARES..).zip(&self.shares) {
-            given(number, &share.host, !share.read_only);
-        }
+        needs.extend(self.given.needs());
         needs
-    }
-}
-
-/// A file or directory that the kernel's process needs.
-#[derive(Debug)]
-pub(super) struct Need {
-    /// The number of its descriptor, when it is given one; else it is opened by its path.
-    pub(super) descriptor: Option<RawFd>,
-    /// Its path.
-    pub(super) path: PathBuf,
-    /// What for.
-    pub(super) reach: Reach,
-}
-
-impl Need {
-    fn named(path: &Path, reach: Reach) -> Self {
-        Need {
-            descriptor: None,
-            path: path.to_owned(),
-            reach,
-        }
-    }
-
-    fn given(number: RawFd, path: &Path, writes: bool) -> Self {
-        Need {
-            descriptor: Some(number),
-            path: path.to_owned(),
-            reach: if writes { Reach::Write } else { Reach::Read },
-        }
-    }
-}
-
-impl fmt::Display for Need {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.reach, self.path.display())
     }
 }
 
 /// What the kernel adds to its command line by itself (`root=98:0 console=tty0`), with some room.
 const KERNELS_OWN_WORDS: usize = 64;
-
-/// Opens `path` to name it, not to read it.
-pub(super) fn open_path(path: &Path) -> Result<std::os::fd::OwnedFd> {
-    use nix::fcntl::{open, OFlag};
-    open(
-        path,
-        OFlag::O_PATH | OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    )
-    .map_err(|errno| Error::file("open", path)(errno.into()))
-}
 
 /// The command line but for the ring, the user's words and the contract.
 fn kernel_words(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<String>> {
@@ -287,11 +182,12 @@ fn lacks(kernel: &Kernel, what: &str) -> Error {
     Error::KernelLacks {
         release: kernel.release.clone(),
         what: what.to_owned(),
+        hint: kernel::LACKS_HINT,
     }
 }
 
 /// The modules that the guest needs before it has its root, by name and content.
-fn modules(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<(String, Vec<u8>)>> {
+fn needed_modules(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<(String, Vec<u8>)>> {
     let mut filesystems = vec!["hostfs"];
     filesystems.extend(spec.image.filesystem);
     if spec.writes == Writes::Memory {
@@ -317,14 +213,7 @@ fn modules(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<(String, Vec<u8>)>
             &format!("module directory (needed for {})", wanted.join(", ")),
         )
     })?;
-    crate::modules::resolve(&directory, &wanted)?
-        .iter()
-        .map(|path| {
-            let content = std::fs::read(path).map_err(Error::file("read kernel module", path))?;
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            Ok((name.into_owned(), content))
-        })
-        .collect()
+    modules::read(&modules::resolve(&directory, &wanted)?)
 }
 
 /// The contract with the guest's half of what this backend provides.
@@ -339,7 +228,7 @@ fn complete(spec: &MachineSpec, ring: bool) -> apppot_contract::Contract {
             any_base: changes.any_base,
         })
         .collect();
-    contract.mounts = (descriptor::SHARES..)
+    contract.mounts = (number::SHARES..)
         .zip(&spec.shares)
         .map(|(number, share)| Mount {
             channel: Channel::Hostfs,
@@ -362,7 +251,7 @@ fn root(spec: &MachineSpec) -> Root {
     match spec.image.filesystem {
         None => Root {
             filesystem: String::from("hostfs"),
-            source: descriptor_path(descriptor::ROOT).into(),
+            source: descriptor_path(number::ROOT).into(),
             writes,
         },
         Some(filesystem) => {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use apppot_contract::{Contract, User, Workload};
 
 use super::*;
+use crate::image::Image;
+use crate::spec::Share;
 
 const OURS: &str =
     "# Linux/um 7.3.4 Kernel Configuration\nCONFIG_LOCALVERSION=\"-apppot\"\nCONFIG_HZ=100\n\

@@ -1,0 +1,83 @@
+//! QEMU: a whole PC, by hardware virtualisation (KVM) where the host has it, else in software (TCG).
+//!
+//! What [`crate::uml`] keeps holds here as well: nothing of a machine has a name in the host's
+//! filesystem. The link and the monitor are socket pairs, the console is a pipe, the initramfs a
+//! memfd, and QEMU gets all of them, and the image and the shared directories, as descriptors.
+//!
+//! The guest's kernel is started directly, with the agent in its initramfs; the image's own kernel
+//! and boot loader are not used. Directories are shared by 9P.
+
+mod arguments;
+pub mod kernel;
+pub mod kvm;
+mod machine;
+mod monitor;
+mod overlay;
+mod plan;
+pub mod program;
+
+pub use plan::ALWAYS;
+
+use std::path::Path;
+
+use apppot_contract::cmdline::Carrier;
+use apppot_contract::Channel;
+
+use crate::descriptors::{MAX_CHANGES, MAX_SHARES};
+use crate::image::ImageKind;
+use crate::spec::MachineSpec;
+use crate::{Capabilities, Hypervisor, Machine, Rendered, Result, Usable};
+
+/// The backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Qemu;
+
+impl Hypervisor for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            command_line: arguments::COMMAND_LINE_SIZE,
+            carrier: Some(Carrier::Link),
+            channels: &[Channel::NineP],
+            images: &[
+                ImageKind::Partition,
+                ImageKind::Disk,
+                ImageKind::ReadOnly,
+                ImageKind::Directory,
+            ],
+            overlay_files: &[ImageKind::Partition, ImageKind::Disk],
+            writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
+            changes: MAX_CHANGES,
+            shares: MAX_SHARES,
+            // Beyond 255 the machine needs an interrupt remapper.
+            cpus: 255,
+        }
+    }
+
+    fn probe(&self, kernel: Option<&Path>) -> Result<Usable> {
+        let program = program::Program::find()?;
+        let kernel = kernel::Kernel::find(kernel, &plan::ALWAYS)?;
+        let accelerator = kvm::accelerator();
+        Ok(Usable {
+            summary: format!(
+                "QEMU {}, {accelerator}, {} ({})",
+                program.version,
+                kernel.path.display(),
+                kernel.release
+            ),
+            hardware: accelerator.is_kvm(),
+        })
+    }
+
+    fn render(&self, spec: &MachineSpec) -> Result<Rendered> {
+        Ok(plan::Plan::make(self, spec)?.render(self.name()))
+    }
+
+    fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>> {
+        let plan = plan::Plan::make(self, spec)?;
+        Ok(Box::new(machine::QemuMachine::start(plan)?))
+    }
+}
