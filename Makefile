@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 export PREFIX DESTDIR
 
-.PHONY: build demo test image kernel bench fuzz install clean
+.PHONY: build demo test image kernel kernel-qemu bench fuzz install clean
 
 build:    ## the command, as one static file
 	@setup/build.sh
@@ -19,6 +19,9 @@ image:    ## a small Debian image; prints its path
 
 kernel:   ## AppPot's own User-Mode Linux kernel (about 6 minutes)
 	@images/kernel/build.sh
+
+kernel-qemu: ## a kernel for QEMU, from Debian's package, which is not installed
+	@images/kernel/debian.sh
 
 bench:    ## everything that is claimed about speed, measured side by side (5 minutes; BENCH_QUICK=1: 2)
 	@benches/run.sh

@@ -57,6 +57,23 @@ need_packages() {
     apt_get install -y --no-install-recommends "${missing[@]}" || die "cannot install ${missing[*]}"
 }
 
+# QEMU and its tools. They must be of one version: where the tools have come from another suite than
+# QEMU itself would, QEMU comes from there too, or else the tools go back to the release's own.
+need_qemu() {
+    local tools release
+    if have_package qemu-system-x86 && have_package qemu-utils; then return 0; fi
+    [ -n "$(candidate qemu-system-x86)" ] || { can_be_root && apt_get update; }
+    tools=$(dpkg-query -W -f='${Version}' qemu-utils 2>/dev/null || true)
+    release=$(apt-cache policy qemu-system-x86 | sed -n 's/^ *Candidate: //p')
+    if [ -n "$tools" ] && apt-cache show "qemu-system-x86=$tools" >/dev/null 2>&1; then
+        release=$tools
+    fi
+    can_be_root || die "packages are missing and there is no root or sudo to install them; run: apt-get install qemu-system-x86 qemu-utils"
+    say "installing qemu-system-x86 qemu-utils"
+    apt_get install -y --no-install-recommends --allow-downgrades \
+        "qemu-system-x86=$release" "qemu-utils=$release" || die "cannot install qemu-system-x86"
+}
+
 # ---- Rust -------------------------------------------------------------------------------------
 
 # Cargo.toml has it as rust-version.

@@ -10,7 +10,7 @@ use apppot_contract::cmdline::{self, Carrier, Found};
 use apppot_contract::link::{Decoder, Frame, Stream};
 use apppot_contract::{
     document, percent, Boot, Changes, Channel, Contract, Files, Mount, Outcome, Report, Root,
-    Stdin, Terminal, Usage, User, Workload, Writes,
+    Stdin, Terminal, Usage, User, Workload, Writes, CHANNELS,
 };
 use proptest::collection::vec;
 use proptest::option;

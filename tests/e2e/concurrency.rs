@@ -41,7 +41,9 @@ fn twenty_machines_on_one_image() {
 
 #[test]
 fn machines_are_spread_over_the_hosts_cpus() {
-    let Some(job) = Job::new() else { return };
+    let Some(job) = Job::on_uml("others are not bound to a CPU") else {
+        return;
+    };
     if std::thread::available_parallelism().unwrap().get() < 2 {
         eprintln!("skipped: there is one CPU");
         return;
@@ -58,7 +60,7 @@ fn machines_are_spread_over_the_hosts_cpus() {
     let mut bound = HashSet::new();
     for machine in &machines {
         machine.until_it_prints("up");
-        let pid = machine.machine(&job.site.kernel);
+        let pid = machine.machine(&job.site.hypervisor);
         bound.insert(status_field(pid, "Cpus_allowed_list").unwrap());
     }
     for mut machine in machines {

@@ -189,7 +189,7 @@ fn a_launcher_that_is_killed_leaves_nothing() {
             Duration::from_secs(5),
             || {
                 !below.iter().any(|pid| {
-                    processes::executable(*pid).is_some_and(|exe| exe == job.site.kernel)
+                    processes::executable(*pid).is_some_and(|exe| exe == job.site.hypervisor)
                 })
             },
         );
@@ -201,7 +201,9 @@ fn a_launcher_that_is_killed_leaves_nothing() {
 
 #[test]
 fn a_job_with_its_memory_on_a_disk_leaves_nothing_either() {
-    let Some(job) = Job::new() else { return };
+    let Some(job) = Job::on_uml("others keep memory in their own process") else {
+        return;
+    };
     let boot = boot_time(&job);
     let place = job.directory_beside("disk");
     for moment in 0..8 {

@@ -4,6 +4,7 @@
 //!
 //! | variable | meaning | when unset |
 //! |---|---|---|
+//! | `APPPOT_TEST_BACKEND` | what runs the machines, as `--backend` takes it | `uml` |
 //! | `APPPOT_TEST_KERNEL` | the kernel | the one that `apppot` finds |
 //! | `APPPOT_TEST_IMAGE` | the image that `images/debian/build.sh` builds | tests that need it are skipped |
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
@@ -26,6 +27,7 @@ mod files;
 mod images;
 mod jobdir;
 mod options;
+mod qemu;
 mod refusals;
 mod snap;
 mod status;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Input, Job, PANIC, PANIC_OPTIONS};
+use crate::support::{Backend, Input, Job, PANIC, PANIC_OPTIONS};
 
 #[test]
 fn the_commands_own() {
@@ -78,17 +78,22 @@ fn the_time_limit() {
 #[test]
 fn the_time_limit_asks_first() {
     let Some(job) = Job::new() else { return };
+    // The boot counts.
+    let limit = match job.site.backend {
+        Backend::Uml => "3s",
+        Backend::Qemu => "15s",
+    };
     let script = "trap 'echo saved >file; exit 0' TERM; while :; do sleep 0.1; done";
     job.sh(script)
-        .with(&["--time-limit", "3s"])
-        .limit(30)
+        .with(&["--time-limit", limit])
+        .limit(60)
         .go()
         .exits(124);
     assert_eq!(job.read("file"), "saved\n");
     let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
-    let options = ["--time-limit", "3s", "--grace", "500ms"];
-    let done = job.sh(stubborn).with(&options).limit(30).go().exits(124);
-    assert!(done.elapsed < Duration::from_secs(12), "{:?}", done.elapsed);
+    let options = ["--time-limit", limit, "--grace", "500ms"];
+    let done = job.sh(stubborn).with(&options).limit(60).go().exits(124);
+    assert!(done.elapsed < Duration::from_secs(24), "{:?}", done.elapsed);
 }
 
 #[test]
@@ -159,7 +164,7 @@ fn a_machine_that_is_killed_from_outside() {
         .limit(30)
         .start();
     running.until_it_prints("ready");
-    let machine = running.machine(&job.site.kernel);
+    let machine = running.machine(&job.site.hypervisor);
     // SAFETY: a process below our child.
     unsafe { libc::kill(machine as i32, libc::SIGKILL) };
     running.finish().exits(125).says(&["signal 9"]);

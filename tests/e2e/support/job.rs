@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{debian_image, processes, site, Done, Running, Site};
+use super::{debian_image, processes, site, Backend, Done, Running, Site};
 
 /// A directory of one test's own, with the job directory in it. Removed with all that is in it.
 #[derive(Debug)]
@@ -24,6 +24,15 @@ impl Job {
     /// `None` when there is no kernel to test with.
     pub(crate) fn new() -> Option<Self> {
         Self::named("job")
+    }
+
+    /// For a test of what only User-Mode Linux has, and why the others have not.
+    pub(crate) fn on_uml(why: &str) -> Option<Self> {
+        if site()?.backend == Backend::Uml {
+            return Self::new();
+        }
+        eprintln!("of User-Mode Linux only: {why}");
+        None
     }
 
     /// With a job directory of that name.
@@ -166,6 +175,7 @@ impl<'a> Run<'a> {
             ("USER", OsString::from(&job.site.user.name)),
             ("XDG_RUNTIME_DIR", job.site.stage.join("runtime").into()),
             ("APPPOT_KERNEL", job.site.kernel.clone().into()),
+            ("APPPOT_BACKEND", job.site.backend.name().into()),
         ];
         Run {
             job,

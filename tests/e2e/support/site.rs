@@ -16,13 +16,33 @@ pub(crate) struct User {
     pub(crate) groups: Vec<u32>,
 }
 
+/// What runs the machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Uml,
+    Qemu,
+}
+
+impl Backend {
+    /// As `--backend` takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Backend::Uml => "uml",
+            Backend::Qemu => "qemu",
+        }
+    }
+}
+
 /// Everything that is the same for all tests.
 #[derive(Debug)]
 pub(crate) struct Site {
     /// A directory of this test process's own, removed at its end.
     pub(crate) stage: PathBuf,
     pub(crate) binary: PathBuf,
+    pub(crate) backend: Backend,
     pub(crate) kernel: PathBuf,
+    /// What a machine's process executes: User-Mode Linux kernels are programs.
+    pub(crate) hypervisor: PathBuf,
     pub(crate) user: User,
     /// Whether we can be any user.
     pub(crate) is_root: bool,
@@ -85,9 +105,12 @@ fn find() -> Result<Site, String> {
     let is_root = nix::unistd::geteuid().is_root();
     let user = find_user(is_root)?;
     let stage = make_stage();
+    let backend = find_backend()?;
     let mut site = Site {
         binary: PathBuf::from(env!("CARGO_BIN_EXE_apppot")),
+        backend,
         kernel: find_kernel()?,
+        hypervisor: PathBuf::new(),
         stage,
         user,
         is_root,
@@ -99,8 +122,38 @@ fn find() -> Result<Site, String> {
         site.give(&path);
     }
     site.binary = lend(&site, &site.binary, "apppot");
-    site.kernel = lend(&site, &site.kernel, "kernel");
+    let kernel = lend(&site, &site.kernel, "kernel");
+    if kernel != site.kernel {
+        lend_modules(&site)?;
+    }
+    site.kernel = kernel;
+    site.hypervisor = match backend {
+        Backend::Uml => site.kernel.clone(),
+        Backend::Qemu => tools::find("qemu-system-x86_64")
+            .ok_or("there is no qemu-system-x86_64: install the package qemu-system-x86")?,
+    };
     Ok(site)
+}
+
+fn find_backend() -> Result<Backend, String> {
+    let name = std::env::var("APPPOT_TEST_BACKEND").unwrap_or_else(|_| String::from("uml"));
+    [Backend::Uml, Backend::Qemu]
+        .into_iter()
+        .find(|backend| backend.name() == name)
+        .ok_or_else(|| format!("APPPOT_TEST_BACKEND: there is no backend {name}"))
+}
+
+/// The modules that lie beside a kernel.
+fn lend_modules(site: &Site) -> Result<(), String> {
+    let beside = site.kernel.with_file_name("modules");
+    if !beside.is_dir() {
+        return Ok(());
+    }
+    let copied = processes::output(Command::new("cp").arg("-rL").arg(beside).arg(&site.stage));
+    match copied.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&copied.stderr).into_owned()),
+    }
 }
 
 fn find_kernel() -> Result<PathBuf, String> {

@@ -119,3 +119,11 @@ pub(crate) fn disk(job: &Job, name: &str, label: &str) -> PathBuf {
     job.give(&image);
     image
 }
+
+/// Where a program is, its own file rather than links to it.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find_map(|file| fs::canonicalize(file).ok())
+}
