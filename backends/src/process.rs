@@ -258,7 +258,8 @@ impl Process {
         let group = self.child.id() as libc::pid_t;
         kill_group(group);
         self.ended = Some(self.child.wait()?);
-        self.at_end.watch(None)?;
+        // If the watch is gone there is nobody to tell.
+        let _ = self.at_end.watch(None);
         // Orphans come to this process (see `start`).
         while waitpid(Pid::from_raw(-group), None).is_ok() {}
         Ok(())

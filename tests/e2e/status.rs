@@ -80,7 +80,7 @@ fn the_time_limit_asks_first() {
     let Some(job) = Job::new() else { return };
     // The boot counts.
     let limit = match job.site.backend {
-        Backend::Uml => "3s",
+        Backend::Uml => "8s",
         Backend::Qemu => "15s",
     };
     let script = "trap 'echo saved >file; exit 0' TERM; while :; do sleep 0.1; done";

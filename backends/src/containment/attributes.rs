@@ -58,9 +58,66 @@ pub fn obstacle() -> Option<String> {
             "the host's kernel has no seccomp user notification (Linux 5.0)",
         ));
     }
+    if let Some(error) = introspection().err() {
+        return Some(format!("this process may not look into others: {error}"));
+    }
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let looked_into = matches!(scope.trim(), "" | "0" | "1") || nix::unistd::geteuid().is_root();
+    let looked_into = matches!(scope.trim(), "" | "0" | "1") || has_ptrace();
     (!looked_into).then(|| format!("kernel.yama.ptrace_scope is {}", scope.trim()))
+}
+
+/// Tries the calls that the supervisor needs, on this process: containers refuse them to some.
+fn introspection() -> io::Result<()> {
+    let this = nix::unistd::getpid().as_raw();
+    // SAFETY: a plain number; the result is a new descriptor (close-on-exec by itself).
+    let process = unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, this, 0) {
+            -1 => return Err(io::Error::last_os_error()),
+            process => OwnedFd::from_raw_fd(process as RawFd),
+        }
+    };
+    copy(&process, process.as_raw_fd())?;
+    let (there, mut here) = ([1u8], [0u8]);
+    read(this, there.as_ptr() as u64, &mut here)
+}
+
+/// `CAP_SYS_PTRACE` (linux/capability.h), which Yama asks for from its scope 2 on.
+fn has_ptrace() -> bool {
+    const SYS_PTRACE: u32 = 19;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    effective.is_some_and(|set| set & (1 << SYS_PTRACE) != 0)
+}
+
+/// A descriptor for what `process` has under this number.
+fn copy(process: &OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers; the result is a new descriptor (close-on-exec by itself).
+    unsafe {
+        match libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            copy => Ok(OwnedFd::from_raw_fd(copy as RawFd)),
+        }
+    }
+}
+
+/// Reads another process's memory.
+fn read(process: libc::pid_t, address: u64, into: &mut [u8]) -> io::Result<()> {
+    let local = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: into.len(),
+    };
+    // SAFETY: `local` is a buffer of ours of that length; `remote` is the other process's.
+    let got = unsafe { libc::process_vm_readv(process, &local, 1, &remote, 1, 0) };
+    match got {
+        -1 => Err(io::Error::last_os_error()),
+        got if got == into.len() as isize => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
 }
 
 impl Supervisor {
@@ -144,16 +201,13 @@ impl Supervisor {
 
     /// The file that the hypervisor has under this number, if its attributes are the machine's to change.
     fn opened(&self, number: RawFd) -> io::Result<OwnedFd> {
-        let process = self.process.as_raw_fd();
-        // SAFETY: plain numbers; the result is a new descriptor (close-on-exec by itself).
-        let file = unsafe {
-            match libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) {
-                -1 => return Err(io::Error::last_os_error()),
-                copy => OwnedFd::from_raw_fd(copy as RawFd),
-            }
-        };
+        let file = copy(&self.process, number)?;
+        let stat = fstat(&file)?;
+        if !matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFL)?;
-        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+        if matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR) {
             return Ok(file);
         }
         let path = readlink(descriptor_path(file.as_raw_fd()).as_str())?;
@@ -163,8 +217,8 @@ impl Supervisor {
                 continue;
             };
             let found = beneath(directory, below)?;
-            let (this, that) = (fstat(&file)?, fstat(&found)?);
-            if (this.st_dev, this.st_ino) == (that.st_dev, that.st_ino) {
+            let that = fstat(&found)?;
+            if (stat.st_dev, stat.st_ino) == (that.st_dev, that.st_ino) {
                 return Ok(found);
             }
         }
@@ -222,20 +276,7 @@ impl Supervisor {
 
     /// Reads memory of the thread that has made the call, and makes sure that it was that thread's.
     fn read(&self, request: &libc::seccomp_notif, address: u64, into: &mut [u8]) -> io::Result<()> {
-        let local = libc::iovec {
-            iov_base: into.as_mut_ptr().cast(),
-            iov_len: into.len(),
-        };
-        let remote = libc::iovec {
-            iov_base: address as *mut libc::c_void,
-            iov_len: into.len(),
-        };
-        // SAFETY: `local` is a buffer of ours of that length; `remote` is the other process's.
-        let got =
-            unsafe { libc::process_vm_readv(request.pid as libc::pid_t, &local, 1, &remote, 1, 0) };
-        if got != into.len() as isize {
-            return Err(io::Error::from_raw_os_error(libc::EFAULT));
-        }
+        read(request.pid as libc::pid_t, address, into)?;
         let mut id = request.id;
         match self.ioctl(libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &mut id) {
             true => Ok(()),

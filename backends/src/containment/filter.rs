@@ -20,8 +20,10 @@ const SUPERVISED: [c_long; 7] = [
     libc::SYS_utimensat,
 ];
 
-/// Other ways to the same, which no hypervisor needs.
-const REFUSED: [c_long; 14] = [
+/// What no hypervisor that inherits its descriptors needs: other ways to change attributes, ways out of the
+/// process group by which a machine is ended, and ways to other processes of the user that Landlock
+/// does not govern (sockets with a name, keys, System V objects).
+const REFUSED: [c_long; 23] = [
     libc::SYS_fchmodat,
     libc::SYS_fchmodat2,
     libc::SYS_fchownat,
@@ -36,6 +38,15 @@ const REFUSED: [c_long; 14] = [
     libc::SYS_io_uring_setup,
     libc::SYS_mount_setattr,
     libc::SYS_open_by_handle_at,
+    libc::SYS_setsid,
+    libc::SYS_setpgid,
+    libc::SYS_socket,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_shmget,
+    libc::SYS_msgget,
+    libc::SYS_semget,
 ];
 
 /// Where Landlock does not govern truncation, this does: `openat2` hides its flags behind a pointer.
@@ -213,23 +224,28 @@ fn program(truncation: bool) -> Vec<sock_filter> {
         for call in REFUSED_FOR_TRUNCATION {
             when(call, refuse(libc::ENOSYS));
         }
-        program.extend(truncating_open(libc::SYS_open, 1));
-        program.extend(truncating_open(libc::SYS_openat, 2));
     }
+    program.extend(opens(libc::SYS_open, 1, truncation));
+    program.extend(opens(libc::SYS_openat, 2, truncation));
     program.extend(attribute_ioctls());
     program.push(answer(libc::SECCOMP_RET_ALLOW));
     program
 }
 
-/// A file that is opened for reading can be truncated by the same call, unseen by Landlock.
-fn truncating_open(call: c_long, flags: usize) -> [sock_filter; 6] {
-    const TRUNCATE: u32 = libc::O_TRUNC as u32;
-    const BITS: u32 = TRUNCATE | libc::O_ACCMODE as u32;
+/// Access mode 3 is neither reading nor writing, so Landlock asks for no right; and a file that is opened for
+/// reading can be truncated by the same call, unseen by older ones.
+fn opens(call: c_long, flags: usize, truncation: bool) -> [sock_filter; 8] {
+    const MODE: u32 = libc::O_ACCMODE as u32;
+    let truncate = if truncation { libc::O_TRUNC as u32 } else { 0 };
+    let bits = |bits| statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, bits);
     [
-        unless_equal(call as u32, 5),
+        unless_equal(call as u32, 7),
         load(argument(flags)),
-        statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, BITS),
-        unless_equal(TRUNCATE, 1),
+        bits(MODE | truncate),
+        // Never equal where truncation is Landlock's to govern.
+        jump(libc::BPF_JEQ, libc::O_TRUNC as u32, 2, 0),
+        bits(MODE),
+        unless_equal(MODE, 1),
         refuse(libc::EPERM),
         load(offset_of!(libc::seccomp_data, nr)),
     ]
@@ -270,17 +286,20 @@ fn skip(count: u32) -> sock_filter {
 
 /// Skips the next `count` statements unless what was loaded equals `value`.
 fn unless_equal(value: u32, count: u8) -> sock_filter {
-    sock_filter {
-        jf: count,
-        ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value)
-    }
+    jump(libc::BPF_JEQ, value, 0, count)
 }
 
 /// Skips the next `count` statements unless what was loaded is above `value`.
 fn unless_above(value: u32, count: u8) -> sock_filter {
+    jump(libc::BPF_JGT, value, 0, count)
+}
+
+/// Skips `jt` statements when what was loaded compares so, else `jf`.
+fn jump(comparison: u32, value: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter {
-        jf: count,
-        ..statement(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, value)
+        jt,
+        jf,
+        ..statement(libc::BPF_JMP | comparison | libc::BPF_K, value)
     }
 }
 

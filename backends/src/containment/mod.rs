@@ -223,7 +223,8 @@ fn access(rule: &Rule) -> BitFlags<AccessFs> {
     let access = match rule.reach {
         Reach::Read => AccessFs::ReadFile | AccessFs::ReadDir,
         Reach::Execute => AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute,
-        Reach::Write => AccessFs::from_all(NEWEST),
+        // Devices are no files of the user's, though root could make them.
+        Reach::Write => AccessFs::from_all(NEWEST) & !(AccessFs::MakeChar | AccessFs::MakeBlock),
     };
     let directory = nix::sys::stat::fstat(&rule.file)
         .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
