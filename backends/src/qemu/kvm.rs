@@ -215,8 +215,9 @@ fn with_alarm<T>(action: impl FnOnce() -> T) -> io::Result<T> {
         SaFlags::empty(),
         SigSet::empty(),
     );
+    // It stays: an alarm that is still on its way would end the process.
     // SAFETY: the handler does nothing.
-    let before = unsafe { sigaction(signal, &handler) }?;
+    unsafe { sigaction(signal, &handler) }?;
     let mut set = SigSet::empty();
     set.add(signal);
     let mask = set.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_UNBLOCK)?;
@@ -235,8 +236,6 @@ fn with_alarm<T>(action: impl FnOnce() -> T) -> io::Result<T> {
     let result = action();
     drop(timer);
     mask.thread_set_mask()?;
-    // SAFETY: what was there before.
-    unsafe { sigaction(signal, &before) }?;
     Ok(result)
 }
 
