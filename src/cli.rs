@@ -237,6 +237,34 @@ pub(crate) struct MachineArgs {
     /// The job directory (default: the current directory)
     #[arg(short, long, value_name = "DIR", help_heading = "Job")]
     pub(crate) workdir: Option<PathBuf>,
+    /// How the job's files reach the guest: hostfs (shared), link or disk (copied), or auto
+    #[arg(long, value_name = "NAME", help_heading = "Files")]
+    pub(crate) channel: Option<String>,
+    /// Copy only what matches to the guest; repeatable, '!' before it leaves out
+    #[arg(long, value_name = "PATTERN", help_heading = "Files")]
+    pub(crate) input: Vec<String>,
+    /// Copy only results that match back; repeatable, '!' before it leaves out
+    #[arg(long, value_name = "PATTERN", help_heading = "Files")]
+    pub(crate) output: Vec<String>,
+    /// The most bytes of copied results
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "256G",
+        help_heading = "Files"
+    )]
+    pub(crate) output_limit: Size,
+    /// The most files among copied results
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "10000000",
+        help_heading = "Files"
+    )]
+    pub(crate) output_files: u64,
+    /// Delete here what the job has deleted of what was copied
+    #[arg(long, help_heading = "Files")]
+    pub(crate) sync_deletes: bool,
     /// Share another directory; repeatable
     #[arg(short, long, value_name = "HOST[:GUEST][:ro]", help_heading = "Job")]
     pub(crate) bind: Vec<OsString>,

@@ -10,6 +10,7 @@ mod outcome;
 mod run;
 mod session;
 mod snap;
+mod staging;
 mod units;
 
 use std::process::ExitCode;

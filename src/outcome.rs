@@ -33,6 +33,10 @@ pub(crate) enum Ending {
     TimedOut,
     /// The machine ended without a report.
     Lost(Lost),
+    /// The job's files could not be sent, which has been said.
+    Unsent,
+    /// The job ended, and not all of its results are in their places: why, and where they are.
+    Unreturned(String),
 }
 
 /// A machine that ended without a report, and what is known about it.
@@ -100,8 +104,37 @@ impl Ending {
             },
             Ending::Stopped(signal) => SIGNALLED.saturating_add(u8::try_from(*signal).unwrap_or(0)),
             Ending::TooLate | Ending::TimedOut => TIMED_OUT,
-            Ending::Lost(_) => FAILED,
+            Ending::Lost(_) | Ending::Unsent | Ending::Unreturned(_) => FAILED,
         }
+    }
+
+    /// Whether the agent has sent results, where files travel.
+    pub(crate) fn has_results(&self) -> bool {
+        match self {
+            Ending::Reported(report) => !matches!(report.outcome, Outcome::Failed { .. }),
+            Ending::Unreturned(_) => true,
+            _ => false,
+        }
+    }
+
+    /// How it ended when results are missing. A job that failed for another reason keeps that.
+    pub(crate) fn without_results(self, reason: String) -> Self {
+        if self.has_results() {
+            return Ending::Unreturned(reason);
+        }
+        crate::failure::warn(&format!("not all of the job's results came back: {reason}"));
+        self
+    }
+
+    /// How it ended when there were to be results and none came.
+    pub(crate) fn without_any_results(self) -> Self {
+        if matches!(
+            self,
+            Ending::Stopped(_) | Ending::TimedOut | Ending::Lost(_)
+        ) {
+            crate::failure::warn("the machine ended before the job's results came back");
+        }
+        self
     }
 
     /// The error to be shown, unless the command itself has said all that there is to say.
@@ -123,6 +156,10 @@ impl Ending {
                 "the time limit was reached before the command was started",
                 "the time that the boot takes counts, see 'apppot run -v'; pass a longer --time-limit",
             )),
+            Ending::Unsent => Some(anyhow::anyhow!("the job's files could not be sent")),
+            Ending::Unreturned(reason) => {
+                Some(anyhow::anyhow!("{reason}").context("not all of the job's results came back"))
+            }
             Ending::TimedOut => Some(anyhow::anyhow!("the job reached its time limit")),
             Ending::Lost(lost) => {
                 let mut error = anyhow::anyhow!("{}", lost.reason);
@@ -141,6 +178,8 @@ impl Ending {
             Ending::Reported(report) => json!(report),
             Ending::Stopped(signal) => json!({ "outcome": "stopped", "signal": signal }),
             Ending::TooLate | Ending::TimedOut => json!({ "outcome": "timed-out" }),
+            Ending::Unsent => json!({ "outcome": "unsent" }),
+            Ending::Unreturned(reason) => json!({ "outcome": "unreturned", "reason": reason }),
             Ending::Lost(lost) => json!({
                 "outcome": "lost", "reason": lost.reason, "console": lost.console,
             }),

@@ -17,7 +17,7 @@ pub struct Capabilities {
     pub command_line: usize,
     /// The carrier for what does not fit there.
     pub carrier: Option<Carrier>,
-    /// How host directories are shared live.
+    /// How the job's files reach the guest, the best first.
     pub channels: &'static [Channel],
     /// Kinds of images that it boots.
     pub images: &'static [ImageKind],
@@ -29,6 +29,8 @@ pub struct Capabilities {
     pub changes: usize,
     /// The most shared directories.
     pub shares: usize,
+    /// The most further disks.
+    pub disks: usize,
     /// The most vCPUs.
     pub cpus: u32,
 }
@@ -50,8 +52,18 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
     if spec.writes == Writes::Image && !can.writable.contains(&kind) {
         return missing(format!("write into {kind}"));
     }
-    if !spec.shares.is_empty() && can.channels.is_empty() {
+    if !spec.shares.is_empty() && !can.channels.iter().any(|channel| channel.is_live()) {
         return missing(String::from("share host directories"));
+    }
+    if let Some(files) = &spec.contract.files {
+        if !can.channels.contains(&files.channel) {
+            let channel = files.channel.word();
+            return missing(format!("carry files by the channel '{channel}'"));
+        }
+    }
+    if spec.disks.len() > can.disks {
+        let (asked, most) = (spec.disks.len(), can.disks);
+        return missing(format!("have {asked} further disks ({most} at most)"));
     }
     if spec.changes.len() > can.changes {
         let (asked, most) = (spec.changes.len(), can.changes);

@@ -16,7 +16,7 @@ use crate::image::{Image, ImageKind};
 use crate::initramfs::{self, Pieces};
 use crate::limits;
 use crate::overlay::Format;
-use crate::spec::{Changes, MachineSpec, Share, Writes};
+use crate::spec::{Changes, Disk, MachineSpec, Share, Writes};
 use crate::{Error, Result};
 
 /// The numbers of descriptors that every hypervisor gets.
@@ -32,8 +32,10 @@ pub(crate) mod number {
     pub(crate) const ROOT: RawFd = FIRST_DESCRIPTOR + 2;
     /// The copy-on-write file on top of the image.
     pub(crate) const OVERLAY: RawFd = FIRST_DESCRIPTOR + 3;
-    /// The first of those that the hypervisor has for itself; there are at most six.
+    /// The first of those that the hypervisor has for itself; there are at most four.
     pub(crate) const OWN: RawFd = FIRST_DESCRIPTOR + 4;
+    /// The first further disk; there are at most [`super::MAX_DISKS`].
+    pub(crate) const DISKS: RawFd = FIRST_DESCRIPTOR + 8;
     /// The first changes archive; there are at most [`super::MAX_CHANGES`].
     pub(crate) const CHANGES: RawFd = FIRST_DESCRIPTOR + 10;
     /// The first shared directory; there are at most [`super::MAX_SHARES`].
@@ -44,8 +46,10 @@ pub(crate) mod number {
 pub(crate) const MAX_CHANGES: usize = (number::SHARES - number::CHANGES) as usize;
 /// The most shared directories: what lies beyond is taken while a process is started.
 pub(crate) const MAX_SHARES: usize = (crate::process::FIRST_COPY - number::SHARES) as usize;
+/// The most further disks that there are numbers for.
+pub(crate) const MAX_DISKS: usize = (number::CHANGES - number::DISKS) as usize;
 /// The most descriptors beside these.
-const OTHERS: usize = 7;
+const OTHERS: usize = 10;
 
 /// Checks that the machine's process may have as many descriptors as it is given.
 ///
@@ -62,6 +66,7 @@ pub(crate) struct Given {
     writes: Writes,
     changes: Vec<Changes>,
     shares: Vec<Share>,
+    disks: Vec<Disk>,
     initramfs: Pieces,
 }
 
@@ -73,6 +78,7 @@ impl Given {
             writes: spec.writes.clone(),
             changes: spec.changes.clone(),
             shares: spec.shares.clone(),
+            disks: spec.disks.clone(),
             initramfs: initramfs::build(spec.agent.clone(), modules),
         }
     }
@@ -88,6 +94,9 @@ impl Given {
         }
         for (number, changes) in (number::CHANGES..).zip(&self.changes) {
             given(number, &changes.path, false);
+        }
+        for (number, disk) in (number::DISKS..).zip(&self.disks) {
+            given(number, Path::new(disk.what), disk.writable);
         }
         for (number, share) in (number::SHARES..).zip(&self.shares) {
             given(number, &share.host, !share.read_only);
@@ -176,6 +185,11 @@ impl Descriptors {
             let file = File::open(path).map_err(Error::file("open changes archive", path))?;
             flock::take(&file, path, Use::Reading)?;
             opened.add(number, file);
+        }
+        for (number, disk) in (number::DISKS..).zip(&given.disks) {
+            if let Some(file) = &disk.file {
+                opened.add(number, duplicate(file.as_fd())?);
+            }
         }
         for (number, share) in (number::SHARES..).zip(&given.shares) {
             opened.add(number, open_path(&share.host)?);

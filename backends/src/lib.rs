@@ -103,6 +103,8 @@ pub struct Link {
     pub capacity: Option<usize>,
     /// The ring for standard input, when the contract names one.
     pub ring: Option<Ring>,
+    /// The ring for the job's files, when the contract names one.
+    pub files_ring: Option<Ring>,
 }
 
 /// How a machine ended, as the host saw it. How the job ended is in the agent's report.

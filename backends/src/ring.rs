@@ -30,7 +30,7 @@ impl Ring {
     /// # Errors
     /// The kernel gives no memory.
     pub fn new() -> io::Result<Self> {
-        let memory = File::from(memfd_create(c"apppot-stdin", MFdFlags::MFD_CLOEXEC)?);
+        let memory = File::from(memfd_create(c"apppot-ring", MFdFlags::MFD_CLOEXEC)?);
         memory.set_len(SIZE)?;
         Ok(Ring {
             memory,

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use apppot_contract::Contract;
 
@@ -25,8 +27,10 @@ pub struct MachineSpec {
     pub cpus: u32,
     /// Changes archives to merge into the appliance before the job, in order.
     pub changes: Vec<Changes>,
-    /// Directories of the host, the job directory first.
+    /// Directories of the host, the job directory first, unless its files travel.
     pub shares: Vec<Share>,
+    /// Raw block devices beside the appliance's own.
+    pub disks: Vec<Disk>,
     /// What the agent is to do. The backend adds the guest's half of what it provides: root,
     /// mounts, the link's device, the ring.
     pub contract: Contract,
@@ -58,6 +62,17 @@ pub struct Changes {
     pub path: PathBuf,
     /// Whether it is merged even when it was made for another base.
     pub any_base: bool,
+}
+
+/// A raw block device, which the agent finds by what is on it.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// What is on it, for people.
+    pub what: &'static str,
+    /// The file behind it, of whole sectors; `None` when nothing will be started.
+    pub file: Option<Arc<File>>,
+    /// Whether the guest writes to it.
+    pub writable: bool,
 }
 
 /// A directory of the host that the guest sees live.

@@ -7,7 +7,8 @@ use apppot_contract::{Boot, Contract, Report, Usage};
 use crate::failure::{Failure, Step};
 use crate::link::Link;
 use crate::{
-    accounts, changes, hostname, job, modules, mounts, network, shutdown, sources, sudo, system,
+    accounts, changes, channels, hostname, job, modules, mounts, network, shutdown, sources, sudo,
+    system,
 };
 
 /// Runs the whole life of the machine.
@@ -39,16 +40,20 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     // Before the host's directories are there: the account is the appliance's own affair.
     let identity = accounts::become_known(Path::new("/"), &contract)?;
     let _sudo = sudo::allow(Path::new("/"), &identity, &contract)?;
-    let kept = mounts::shares(&contract)?;
-    network::loopback_up().step("bringing up the loopback interface")?;
     let Some(link) = link else {
         return Err(Failure::new(
             "starting the job",
             "the contract names no link",
         ));
     };
+    let mut files = channels::receive(&contract, link)?;
+    let kept = mounts::shares(&contract)?;
+    network::loopback_up().step("bringing up the loopback interface")?;
+    if let Some(files) = &mut files {
+        files.remember()?;
+    }
     let report = job::run(&contract, &identity, link)?;
-    Ok(job::saved(report, kept))
+    Ok(job::saved(report, kept, files, link))
 }
 
 /// Becomes the image's init, which the service then speaks for. Back here when that has failed.

@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::accounts::Identity;
+use crate::channels::JobFiles;
 use crate::failure::{Failure, Step};
 use crate::link::{Link, OutputBuffer};
 use crate::mounts::Kept;
@@ -57,8 +58,14 @@ pub(crate) fn run(
 }
 
 /// The report, once everything that the job wrote is safe; a job whose files are lost has failed.
-pub(crate) fn saved(report: Report, kept: Kept) -> Report {
-    match kept.write_back() {
+pub(crate) fn saved(
+    report: Report,
+    kept: Kept,
+    files: Option<JobFiles>,
+    link: &mut Link,
+) -> Report {
+    let sent = files.map_or(Ok(()), |files| files.send_back(link));
+    match sent.and(kept.write_back()) {
         Ok(()) => report,
         Err(failure) => Report {
             outcome: failure.outcome(),

@@ -18,6 +18,8 @@ use crate::devices;
 pub(crate) struct Link {
     device: File,
     decoder: Decoder,
+    /// Frames that came while others were waited for.
+    kept: Decoder,
     input: Vec<u8>,
     /// Bytes read that the launcher has not been told of.
     received: usize,
@@ -50,6 +52,7 @@ impl Link {
         Ok(Link {
             device: file,
             decoder: Decoder::default(),
+            kept: Decoder::default(),
             input: vec![0; MAX_PAYLOAD],
             received: 0,
         })
@@ -82,9 +85,22 @@ impl Link {
         Ok(())
     }
 
-    /// The next frame that has been read whole.
+    /// The next frame that has been read whole, those that were kept first.
     pub(crate) fn next(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
+        if let Some(frame) = self.kept.next()? {
+            return Ok(Some(frame));
+        }
         self.decoder.next()
+    }
+
+    /// The next frame that has been read whole and was not kept.
+    pub(crate) fn fresh(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
+        self.decoder.next()
+    }
+
+    /// Keeps frames for [`Link::next`].
+    pub(crate) fn keep(&mut self, frames: &[u8]) {
+        self.kept.feed(frames);
     }
 
     /// Waits for the contract's document.

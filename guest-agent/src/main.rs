@@ -7,6 +7,7 @@
 mod accounts;
 mod boot;
 mod changes;
+mod channels;
 mod devices;
 mod failure;
 mod hostname;

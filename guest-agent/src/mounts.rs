@@ -212,12 +212,6 @@ pub(crate) fn shares(contract: &Contract) -> Result<Kept, Failure> {
         kept.watch(Path::new("/"))
             .step("opening the root filesystem")?;
     }
-    if contract.files.is_some() {
-        return Err(Failure::new(
-            "receiving the job's files",
-            "this agent has only live channels",
-        ));
-    }
     for share in &contract.mounts {
         let target = share.target.display();
         let mounted = mount_share(share).and_then(|()| match share.read_only {
@@ -227,8 +221,11 @@ pub(crate) fn shares(contract: &Contract) -> Result<Kept, Failure> {
         mounted.step(format!("mounting the host directory on {target}"))?;
     }
     write_back_soon();
-    if let Some(first) = contract.mounts.first() {
-        link_job_directory(&contract.jobdir, &first.target).step(format!(
+    // The job directory is the first of the mounts, unless its files travel.
+    let mounted = contract.mounts.first().map(|mount| &mount.target);
+    let files = contract.files.as_ref().map(|files| &files.target);
+    if let Some(target) = files.or(mounted) {
+        link_job_directory(&contract.jobdir, target).step(format!(
             "making the job directory {}",
             contract.jobdir.display()
         ))?;

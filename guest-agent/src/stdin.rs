@@ -76,11 +76,8 @@ impl Input {
     /// There is no ring, or it cannot hold so many.
     pub(crate) fn announce(&mut self, total: u64) -> Result<(), &'static str> {
         match &mut self.source {
-            Source::Ring(ring) if total >= ring.announced && total - ring.read <= ring.size => {
-                ring.announced = total;
-                Ok(())
-            }
-            _ => Err("a wrong announcement of standard input"),
+            Source::Ring(ring) => ring.announce(total),
+            Source::Frames(_) => Err("a wrong announcement of standard input"),
         }
     }
 
@@ -104,7 +101,7 @@ impl Input {
     pub(crate) fn has_bytes(&self) -> bool {
         match &self.source {
             Source::Frames(queue) => !queue.is_empty(),
-            Source::Ring(ring) => ring.read < ring.announced || !ring.chunk.is_empty(),
+            Source::Ring(ring) => ring.has_bytes(),
         }
     }
 
@@ -127,7 +124,7 @@ impl Input {
                 }
                 Source::Ring(ring) => {
                     let written = write_some(sink, ring.bytes()?)?;
-                    ring.chunk.start += written.unwrap_or(0);
+                    ring.consume(written.unwrap_or(0));
                     written
                 }
             };
@@ -154,7 +151,7 @@ fn write_some(sink: &mut File, bytes: &[u8]) -> io::Result<Option<usize>> {
 }
 
 /// The guest's side of the ring: read past the page cache, which would keep old bytes.
-struct RingReader {
+pub(crate) struct RingReader {
     device: File,
     size: u64,
     /// Bytes put in by the launcher since the start.
@@ -167,7 +164,8 @@ struct RingReader {
 }
 
 impl RingReader {
-    fn open(path: &Path) -> io::Result<Self> {
+    /// Opens the ring on the block device at `path`.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let mut device = File::options()
             .read(true)
             .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC)
@@ -186,8 +184,30 @@ impl RingReader {
         })
     }
 
+    /// The launcher has put in `total` bytes since the start.
+    ///
+    /// # Errors
+    /// The ring cannot hold so many.
+    pub(crate) fn announce(&mut self, total: u64) -> Result<(), &'static str> {
+        if total < self.announced || total - self.read > self.size {
+            return Err("a wrong announcement of what is in a ring");
+        }
+        self.announced = total;
+        Ok(())
+    }
+
+    /// Whether there is something to read.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.read < self.announced || !self.chunk.is_empty()
+    }
+
+    /// So many of [`RingReader::bytes`] have been used.
+    pub(crate) fn consume(&mut self, len: usize) {
+        self.chunk.start += len;
+    }
+
     /// The next bytes, reading when those at hand are used up.
-    fn bytes(&mut self) -> io::Result<&[u8]> {
+    pub(crate) fn bytes(&mut self) -> io::Result<&[u8]> {
         if self.chunk.is_empty() {
             self.fill()?;
         }

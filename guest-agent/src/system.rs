@@ -14,7 +14,7 @@ use apppot_contract::{document, Contract, Report, Usage};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
-use crate::{accounts, hostname, job, mounts, network, shutdown, sudo};
+use crate::{accounts, channels, hostname, job, mounts, network, shutdown, sudo};
 
 /// The agent's own directory, in memory.
 const DIRECTORY: &str = "/run/apppot";
@@ -150,10 +150,14 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     hostname::make_own_known(Path::new("/"), &contract).step("writing /etc/hosts")?;
     let identity = accounts::become_known(Path::new("/"), &contract)?;
     let _sudo = sudo::allow(Path::new("/"), &identity, &contract)?;
+    let mut files = channels::receive(&contract, link)?;
     let kept = mounts::shares(&contract)?;
     network::loopback_up().step("bringing up the loopback interface")?;
+    if let Some(files) = &mut files {
+        files.remember()?;
+    }
     let report = job::run(&contract, &identity, link)?;
-    Ok(job::saved(report, kept))
+    Ok(job::saved(report, kept, files, link))
 }
 
 #[cfg(test)]

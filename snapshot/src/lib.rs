@@ -22,6 +22,7 @@ pub mod merge;
 pub mod rules;
 pub mod show;
 mod tar;
+pub mod transfer;
 pub mod tree;
 mod xattrs;
 

@@ -73,6 +73,8 @@ pub struct Rules {
     patterns: Vec<Pattern>,
     /// Whether there is more than the defaults.
     extended: bool,
+    /// Whether AppPot has files of its own in the tree.
+    is_root: bool,
 }
 
 /// What is to become of a path.
@@ -108,6 +110,7 @@ impl Default for Rules {
                 .filter_map(|text| Pattern::parse(text).ok().flatten())
                 .collect(),
             extended: false,
+            is_root: true,
         }
     }
 }
@@ -119,6 +122,15 @@ impl Rules {
         Rules {
             patterns: Vec::new(),
             extended: false,
+            is_root: true,
+        }
+    }
+
+    /// No patterns, for a tree that is no root filesystem: everything belongs to it.
+    pub(crate) fn of_nobody() -> Self {
+        Rules {
+            is_root: false,
+            ..Self::everything()
         }
     }
 
@@ -162,7 +174,7 @@ impl Rules {
         if path.is_empty() {
             return Verdict::Keep;
         }
-        if is_own(path) || within == Verdict::Skip {
+        if (self.is_root && is_own(path)) || within == Verdict::Skip {
             return Verdict::Skip;
         }
         let name = split(path).map_or(path, |(_, name)| name);

@@ -68,6 +68,21 @@ pub(crate) fn header(entry: &Entry) -> Vec<u8> {
     out
 }
 
+/// A pax global header with these records.
+pub(crate) fn global(name: &[u8], records: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut fields = Fields::new(name, b'g');
+    fields.mode = 0o644;
+    for (name, value) in records {
+        fields.record(name, value);
+    }
+    let records = std::mem::take(&mut fields.records);
+    fields.size = records.len() as u64;
+    let mut out = fields.block().to_vec();
+    out.extend(records);
+    out.resize(out.len().next_multiple_of(BLOCK), 0);
+    out
+}
+
 fn sparse_map(content: &Content, runs: &[(u64, u64)]) -> Vec<u8> {
     let ends_in_hole = runs.last().is_none_or(|(at, len)| at + len < content.size);
     let last = ends_in_hole.then_some((content.size, 0));

@@ -172,7 +172,7 @@ mod tests {
     fn files_are_read_with_every_key() {
         let text = "image = 'a.img'\nbackend = 'uml'\nkernel = '/k'\nmemory = '1G'\ncpus = 2\n\
             containment = 'required'\nseccomp = 'off'\ntime-limit = '1h'\ngrace = 3\n\
-            bind = ['/data:ro']\n[env]\nA = 'b'\n";
+            channel = 'link'\nbind = ['/data:ro']\n[env]\nA = 'b'\n";
         let values = parse(text, Path::new("/project/apppot.toml")).unwrap();
         assert_eq!(values.image.as_deref(), Some(Path::new("/project/a.img")));
         assert_eq!(values.memory, Some(Size(1 << 30)));

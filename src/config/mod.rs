@@ -124,6 +124,7 @@ mod tests {
             ("APPPOT_SECCOMP", "off", "seccomp"),
             ("APPPOT_TIME_LIMIT", "2h", "time-limit"),
             ("APPPOT_GRACE", "3s", "grace"),
+            ("APPPOT_CHANNEL", "link", "channel"),
         ] {
             let read = table::VARIABLES.iter().find(|(other, _)| *other == name);
             let values = read.unwrap().1(text).unwrap();

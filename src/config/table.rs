@@ -92,6 +92,7 @@ keys! {
     seccomp "seccomp": Seccomp => Seccomp = Seccomp::Auto, "", ["APPPOT_SECCOMP"];
     time_limit "time-limit": Duration => Option<Duration> = None, "(none)", ["APPPOT_TIME_LIMIT"];
     grace "grace": Duration => Duration = GRACE, "", ["APPPOT_GRACE"];
+    channel "channel": String => String = String::from("auto"), "", ["APPPOT_CHANNEL"];
     /// Further directories, as `--bind` takes them.
     bind "bind": Vec<String> => Vec<String> = Vec::new(), "", [];
     /// Variables of the job's environment.

@@ -6,12 +6,14 @@ mod specification;
 mod streams;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use apppot_backends::spec::{MachineSpec, Writes};
 use apppot_backends::{Hypervisor, Usable};
-use apppot_contract::{Stdin, Workload};
+use apppot_contract::{Channel, Stdin, Workload, CHANNELS};
+use apppot_snapshot::transfer::Limits;
 
 use self::specification::{options, specify};
 use crate::caller::JobDirectory;
@@ -20,6 +22,7 @@ use crate::config::Config;
 use crate::failure::hinted;
 use crate::outcome;
 use crate::session::{self, terminal, Signals, Terms};
+use crate::staging::{Staging, Wishes};
 
 /// Runs `workload` and returns the exit status.
 ///
@@ -29,8 +32,21 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     let started = Instant::now();
     let jobdir = JobDirectory::find(args.workdir.as_deref())?;
     let config = Config::load(options(args), &jobdir.real)?;
-    let spec = specify(args, &config, &jobdir, workload, started)?;
-    serve(args, &config, &spec, general, started)
+    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
+    let mut spec = specify(args, &config, &jobdir, workload, started)?;
+    let wishes = wishes(args, &config, general)?;
+    let can = backend.capabilities();
+    let starts = !args.dry_run;
+    let files = Staging::plan(&mut spec, &jobdir, &can, wishes, starts)?.map(Arc::new);
+    serve(
+        args,
+        &config,
+        backend.as_ref(),
+        &spec,
+        files,
+        general,
+        started,
+    )
 }
 
 /// Boots the image at `image` to merge `changes` into it, and returns the exit status.
@@ -63,25 +79,63 @@ pub(crate) fn merge_into(
     spec.contract.jobdir = PathBuf::from("/");
     spec.contract.tmpdir = None;
     spec.contract.stdin = Stdin::Null;
-    serve(&args, &config, &spec, general, started)
+    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
+    serve(
+        &args,
+        &config,
+        backend.as_ref(),
+        &spec,
+        None,
+        general,
+        started,
+    )
+}
+
+/// What is wanted of the job's files.
+fn wishes(args: &MachineArgs, config: &Config, general: &General) -> Result<Wishes> {
+    let channel = match config.channel.value.as_str() {
+        "auto" => None,
+        word => Some(Channel::from_word(word).ok_or_else(|| {
+            let words: Vec<&str> = CHANNELS.iter().map(|channel| channel.word()).collect();
+            hinted(
+                format!("there is no channel '{word}'"),
+                format!("channels are {}, auto", words.join(", ")),
+            )
+        })?),
+    };
+    Ok(Wishes {
+        channel,
+        input: args.input.clone(),
+        output: args.output.clone(),
+        limits: Limits {
+            bytes: args.output_limit.0,
+            entries: args.output_files,
+        },
+        sync_deletes: args.sync_deletes,
+        shown: !general.quiet,
+    })
 }
 
 /// Starts the machine and stays with it until it has ended.
 fn serve(
     args: &MachineArgs,
     config: &Config,
+    backend: &dyn Hypervisor,
     spec: &MachineSpec,
+    files: Option<Arc<Staging>>,
     general: &General,
     started: Instant,
 ) -> Result<u8> {
-    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
     if args.dry_run {
-        return show::dry_run(backend.as_ref(), spec, general);
+        return show::dry_run(backend, spec, general);
     }
     if let Some(path) = &args.report {
         outcome::check_report(path)?;
     }
-    let terms = terms(args, config, spec, general, started);
+    let terms = Terms {
+        files,
+        ..terms(args, config, spec, general, started)
+    };
     // Before there is a second thread, and before the machine inherits anything.
     let _keeper = match terms.terminal {
         true => terminal::Keeper::start().context("cannot watch over the terminal")?,
@@ -93,7 +147,13 @@ fn serve(
         .launch(spec)
         .with_context(|| format!("cannot boot appliance '{}'", image.display()))?;
     if general.verbose > 0 {
-        show::describe(machine.as_ref(), spec);
+        let files = spec.contract.files.as_ref().map(|files| files.channel);
+        let channel = files.or(backend.capabilities().channels.first().copied());
+        show::describe(
+            machine.as_ref(),
+            spec,
+            channel.map_or("none", Channel::word),
+        );
     }
     let ended = session::serve(machine.as_mut(), signals, &terms)?;
     show::conclude(args, general, spec, machine.as_ref(), &ended)
@@ -113,9 +173,12 @@ fn terms(
         deadline: config.time_limit.value.map(|limit| started + limit.0),
         grace: config.grace.value.0,
         last_words: match args.boot {
+            // Results are looked for before the first of them is sent.
+            Boot::Direct if spec.contract.files.is_some() => Duration::from_secs(20),
             Boot::Direct => Duration::from_secs(3),
             Boot::System => Duration::from_secs(90),
         },
+        files: None,
         leaves_disk: spec.writes != Writes::Memory,
         show_console: general.verbose > 1,
         show_warnings: !general.quiet,

@@ -45,7 +45,7 @@ pub(super) fn dry_run(
 }
 
 /// `-v`: what was chosen.
-pub(super) fn describe(machine: &dyn Machine, spec: &MachineSpec) {
+pub(super) fn describe(machine: &dyn Machine, spec: &MachineSpec, channel: &str) {
     let facts = machine.facts();
     say(&format!(
         "machine {}: {} {}",
@@ -73,6 +73,7 @@ pub(super) fn describe(machine: &dyn Machine, spec: &MachineSpec) {
         spec.cpus,
         pinned.unwrap_or_default()
     ));
+    say(&format!("  channel:     {channel}"));
     say(&format!("  containment: {}", facts.containment));
 }
 

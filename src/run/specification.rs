@@ -37,6 +37,7 @@ pub(super) fn options(args: &MachineArgs) -> Values {
         seccomp: args.seccomp,
         time_limit: args.time_limit,
         grace: args.grace,
+        channel: args.channel.clone(),
         ..Values::default()
     }
 }
@@ -67,6 +68,7 @@ pub(super) fn specify(
         memory: memory(config),
         cpus: config.cpus.value.0,
         shares,
+        disks: Vec::new(),
         contract,
         containment: config.containment.value,
         seccomp: config.seccomp.value,

@@ -5,6 +5,8 @@
 //! on its way between them is bounded by the link's credit.
 
 mod console;
+mod feed;
+mod files;
 mod input;
 mod output;
 mod sender;
@@ -14,6 +16,7 @@ pub(crate) mod terminal;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -23,11 +26,14 @@ use apppot_contract::Report;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use self::console::Console;
+use self::feed::{Feed, Returns};
+use self::files::Files;
 use self::output::Output;
 use self::sender::Sender;
 pub(crate) use self::signals::Signals;
 use self::terminal::RawTerminal;
 use crate::outcome::{printable, Ending, Lost};
+use crate::staging::Staging;
 
 /// What the session needs to know about the job.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub(crate) struct Terms {
     pub(crate) last_words: Duration,
     /// Whether the machine has a disk to leave in order after its report.
     pub(crate) leaves_disk: bool,
+    /// The job's files, when they travel.
+    pub(crate) files: Option<Arc<Staging>>,
     /// Whether the guest's console is shown.
     pub(crate) show_console: bool,
     /// Whether the guest's warnings are shown.
@@ -52,6 +60,8 @@ pub(crate) struct Terms {
 
 /// A kernel that has not brought up the agent in this time will not.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+/// Results that have not moved for so long will not, when the job was to have ended.
+const RESULTS_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How the session ended, and when what happened.
 #[derive(Debug)]
@@ -84,9 +94,13 @@ struct Session<'a> {
     console: Console,
     signals: Signals,
     outputs: [Output; 2],
-    input: Option<input::Source>,
+    input: Option<Returns>,
+    files: Option<Files>,
+    /// Whether the command has ended and its results are on their way.
+    returning: bool,
     document: Option<String>,
     ring: Option<apppot_backends::Ring>,
+    files_ring: Option<apppot_backends::Ring>,
     raw: Option<RawTerminal>,
     started: Instant,
     boot: Option<Duration>,
@@ -113,6 +127,7 @@ impl<'a> Session<'a> {
             Some(deadline) => deadline + terms.grace + terms.last_words,
             None => started + BOOT_PATIENCE,
         };
+        let files = terms.files.clone().map(Files::new).transpose()?;
         Ok(Session {
             outputs: [
                 Output::start(Stream::Stdout, io::stdout().as_fd(), sender.clone())?,
@@ -127,8 +142,11 @@ impl<'a> Session<'a> {
             console,
             signals,
             input: None,
+            files,
+            returning: false,
             document: link.document,
             ring: link.ring,
+            files_ring: link.files_ring,
             raw: None,
             started,
             boot: None,
@@ -152,6 +170,13 @@ impl<'a> Session<'a> {
                     return Ok(Ending::Lost(lost));
                 }
             }
+            if ready.files_failed {
+                self.machine.kill()?;
+                return Ok(match self.returning {
+                    true => Ending::Unreturned(String::new()),
+                    false => Ending::Unsent,
+                });
+            }
             if ready.signals {
                 self.take_signals()?;
             }
@@ -172,6 +197,15 @@ impl<'a> Session<'a> {
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.machine.ended(), PollFlags::POLLIN),
         ];
+        let working = self.files.as_ref().filter(|_| self.report.is_none());
+        let failures = working.map(Files::failures);
+        fds.extend(
+            failures
+                .into_iter()
+                .flatten()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+        );
+        let console = fds.len();
         fds.extend(
             self.console
                 .as_fd()
@@ -189,7 +223,8 @@ impl<'a> Session<'a> {
             link: is(0),
             signals: is(1),
             ended: is(2),
-            console: is(3),
+            files_failed: (3..console).any(is),
+            console: is(console),
         })
     }
 
@@ -233,6 +268,13 @@ impl<'a> Session<'a> {
                 }
                 Ok(())
             }
+            Frame::Credit(Stream::Files, bytes) => {
+                if let Some(files) = &self.files {
+                    files.credit(bytes);
+                }
+                Ok(())
+            }
+            Frame::Files(bytes) => self.take_results(bytes),
             Frame::Received(bytes) => {
                 self.sender.received(bytes);
                 Ok(())
@@ -284,10 +326,41 @@ impl<'a> Session<'a> {
         if self.terms.terminal {
             self.raw = RawTerminal::enter();
         }
-        if self.terms.reads_stdin {
-            let source = input::Source::start(self.sender.clone(), self.ring.take());
-            self.input = Some(source.map_err(|error| Lost::link(&error))?);
+        self.start_feeding().map_err(|error| Lost::link(&error))
+    }
+
+    /// Starts the thread that sends the job's files, and then standard input.
+    fn start_feeding(&mut self) -> io::Result<()> {
+        let stdin = self.terms.reads_stdin.then(|| {
+            let feed = Feed::new(self.sender.clone(), Stream::Stdin, self.ring.take());
+            self.input = Some(feed.returns());
+            feed
+        });
+        let ring = self.files_ring.take();
+        let feed = Feed::new(self.sender.clone(), Stream::Files, ring);
+        let send = self.files.as_mut().and_then(|files| files.sender(feed));
+        if stdin.is_none() && send.is_none() {
+            return Ok(());
         }
+        let feeding = move || {
+            let sent = send.is_none_or(|send| send());
+            if let Some(feed) = stdin.filter(|_| sent) {
+                input::pass_on(feed);
+            }
+        };
+        let thread = std::thread::Builder::new().name(String::from("stdin"));
+        thread.spawn(feeding).map(drop)
+    }
+
+    /// Takes a piece of the results. As long as they come, there is no reason to end the machine.
+    fn take_results(&mut self, bytes: &[u8]) -> Result<(), Lost> {
+        let Some(files) = &mut self.files else {
+            return Err(Lost::link(&"files that nobody has asked for"));
+        };
+        files.push(bytes, &self.sender)?;
+        self.returning = true;
+        let patience = Instant::now() + RESULTS_PATIENCE;
+        self.kill_at = self.kill_at.map(|at| at.max(patience));
         Ok(())
     }
 
@@ -300,11 +373,13 @@ impl<'a> Session<'a> {
                 continue;
             }
             let ends = ends_the_job(signal);
+            let again = ends && self.asked.is_some();
             if ends && self.asked.is_none() {
                 self.asked = Some(signal);
             }
-            if self.boot.is_none() || self.report.is_some() {
-                // Nothing runs yet, or nothing any more.
+            let early = self.boot.is_none() || self.files.as_ref().is_some_and(Files::is_sending);
+            if early || self.report.is_some() || (self.returning && again) {
+                // Nothing runs yet, or nothing any more; or results are not wanted.
                 if ends {
                     self.machine.kill()?;
                 }
@@ -379,6 +454,7 @@ impl<'a> Session<'a> {
         for output in &mut self.outputs {
             output.close();
         }
+        ending = self.settle_files(ending)?;
         if let Some(given_up) = self.write_out()? {
             ending = given_up;
         }
@@ -394,6 +470,40 @@ impl<'a> Session<'a> {
             ending,
             boot: self.boot,
             total,
+        })
+    }
+
+    /// Waits until the results are in their places, unless somebody wants the launcher to end. What is
+    /// not there changes how the job ended.
+    fn settle_files(&mut self, ending: Ending) -> Result<Ending> {
+        let Some(files) = &mut self.files else {
+            return Ok(ending);
+        };
+        files.close(ending.has_results())?;
+        while let Some(ended) = files.ended() {
+            let mut fds = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(ended, PollFlags::empty()),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(errno) => return Err(errno).context("cannot wait for the results"),
+            }
+            if fds[1].revents().is_some_and(|events| !events.is_empty()) {
+                break;
+            }
+            while let Some(signal) = self.signals.next() {
+                if ends_the_job(signal) {
+                    self.outputs[1].note("warning: results are not all in their places\n");
+                    return Ok(Ending::Stopped(signal));
+                }
+            }
+        }
+        Ok(match files.received().map(|received| received.failure) {
+            Some(None) => ending,
+            Some(Some(failure)) => ending.without_results(failure),
+            None if self.boot.is_some() && !files.is_sending() => ending.without_any_results(),
+            None => ending,
         })
     }
 
@@ -455,6 +565,7 @@ struct Ready {
     link: bool,
     signals: bool,
     ended: bool,
+    files_failed: bool,
     console: bool,
 }
 

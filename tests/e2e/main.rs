@@ -8,6 +8,7 @@
 //! | `APPPOT_TEST_KERNEL` | the kernel | the one that `apppot` finds |
 //! | `APPPOT_TEST_IMAGE` | the image that `images/debian/build.sh` builds | tests that need it are skipped |
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
+//! | `APPPOT_TEST_CHANNEL` | the channel for the job's files | `auto` |
 //! | `CI` | nothing may be skipped | |
 
 // All of this is tests, which clippy knows of functions marked as such only.
@@ -17,6 +18,7 @@ mod support;
 
 mod arguments;
 mod binds;
+mod channels;
 mod concurrency;
 mod config;
 mod containment;

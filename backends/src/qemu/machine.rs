@@ -78,6 +78,7 @@ impl QemuMachine {
                 document: plan.document,
                 capacity: None,
                 ring: None,
+                files_ring: None,
             }),
             console: Some(console.into()),
             facts,

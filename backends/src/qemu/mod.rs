@@ -52,6 +52,7 @@ impl Hypervisor for Qemu {
             writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
             changes: MAX_CHANGES,
             shares: MAX_SHARES,
+            disks: 0,
             // Beyond 255 the machine needs an interrupt remapper.
             cpus: 255,
         }

@@ -17,6 +17,8 @@ pub(crate) mod descriptor {
     pub(crate) const MEMORY: RawFd = OWN + 1;
     /// The socket that stands for the host CPU; the kernel does not know of it.
     pub(crate) const CPU_SLOT: RawFd = OWN + 2;
+    /// The ring for the job's files.
+    pub(crate) const FILES_RING: RawFd = OWN + 3;
 }
 
 /// What the guest calls the ends of these descriptors.
@@ -29,9 +31,10 @@ pub(crate) mod device {
     pub(crate) const RING: &str = "/dev/ubdb";
 }
 
-/// The most changes archives: block devices are `ubda` to `ubdp`, and the first two are taken
-/// (`MAX_DEV` in arch/um/drivers/ubd_kern.c).
-pub(crate) const MAX_CHANGES: usize = 14;
+/// The most changes archives: block devices are `ubda` to `ubdp` (`MAX_DEV` in
+/// arch/um/drivers/ubd_kern.c), and four are taken: for the root, the ring, and two further disks or
+/// the ring for files.
+pub(crate) const MAX_CHANGES: usize = 12;
 
 /// What the guest calls the block device of a changes archive.
 pub(crate) fn changes_device(index: usize) -> String {
@@ -43,6 +46,24 @@ pub(crate) fn changes_device(index: usize) -> String {
 pub(crate) fn changes(index: usize) -> String {
     let descriptor = number::CHANGES + index as i32;
     format!("ubd{}rc={}", index + 2, descriptor_path(descriptor))
+}
+
+/// What the guest calls the ring for files, which comes after so many changes archives.
+pub(crate) fn files_ring_device(changes: usize) -> String {
+    changes_device(changes)
+}
+
+/// `ubdNrc=`: that ring.
+pub(crate) fn files_ring(changes: usize) -> String {
+    let ring = descriptor_path(descriptor::FILES_RING);
+    format!("ubd{}rc={ring}", changes + 2)
+}
+
+/// `ubdNc=`: a further disk, which the agent finds by what is on it.
+pub(crate) fn disk(changes: usize, index: usize, writable: bool) -> String {
+    let disk = descriptor_path(number::DISKS + index as i32);
+    let read_only = if writable { "" } else { "r" };
+    format!("ubd{}{read_only}c={disk}", changes + index + 2)
 }
 
 /// `mem=`: guest memory.
@@ -104,6 +125,10 @@ mod tests {
         assert_eq!(ring(), "ubd1rc=/proc/self/fd/104");
         assert_eq!(changes(1), "ubd3rc=/proc/self/fd/111");
         assert_eq!(changes_device(1), "/dev/ubdd");
+        assert_eq!(files_ring(1), "ubd3rc=/proc/self/fd/107");
+        assert_eq!(files_ring_device(1), "/dev/ubdd");
+        assert_eq!(disk(12, 1, true), "ubd15c=/proc/self/fd/109");
+        assert_eq!(disk(0, 0, false), "ubd2rc=/proc/self/fd/108");
         assert_eq!(
             lines(),
             ["con=null", "ssl=null", "con0=null,fd:2", "ssl0=fd:100"]

@@ -1,7 +1,7 @@
 //! A running UML kernel.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -46,7 +46,8 @@ impl UmlMachine {
         let (link, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
         let mut given = Descriptors::open(&plan.given, &COW)?;
         given.add(number::LINK, theirs);
-        let ring = open_ring(&mut given, &plan)?;
+        let ring = open_ring(&mut given, plan.ring, descriptor::RING)?;
+        let files_ring = open_ring(&mut given, plan.files_ring, descriptor::FILES_RING)?;
         let cpu = take_cpu(&mut given, &plan);
         let needs = plan.needs();
         let mut rules = given.rules(&needs)?;
@@ -87,6 +88,7 @@ impl UmlMachine {
                 document: plan.document,
                 capacity: (!plan.kernel.is_ours()).then_some(SERIAL_LINE),
                 ring,
+                files_ring,
             }),
             console: Some(console.into()),
             facts,
@@ -107,15 +109,15 @@ fn supervise(process: &Process, writable: Vec<Writable>, mode: Containment) -> R
 /// arch/um/drivers/line.c; our kernel's patch 0011 mends it).
 const SERIAL_LINE: usize = 3 << 10;
 
-/// The ring, when standard input goes through one.
-fn open_ring(given: &mut Descriptors, plan: &Plan) -> Result<Option<Ring>> {
-    if !plan.ring {
+/// A ring under this number, when something goes through one.
+fn open_ring(given: &mut Descriptors, wanted: bool, number: RawFd) -> Result<Option<Ring>> {
+    if !wanted {
         return Ok(None);
     }
-    let failed = "make the ring for standard input";
+    let failed = "make a ring";
     let ring = Ring::new().map_err(Error::system(failed))?;
     let memory = ring.memory().map_err(Error::system(failed))?;
-    given.add(descriptor::RING, memory);
+    given.add(number, memory);
     Ok(Some(ring))
 }
 

@@ -33,7 +33,7 @@ impl Hypervisor for Uml {
         Capabilities {
             command_line: arguments::COMMAND_LINE_SIZE,
             carrier: Some(Carrier::Link),
-            channels: &[Channel::Hostfs],
+            channels: &[Channel::Hostfs, Channel::Link, Channel::Disk],
             images: &[
                 ImageKind::Partition,
                 ImageKind::Disk,
@@ -44,6 +44,7 @@ impl Hypervisor for Uml {
             writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
             changes: arguments::MAX_CHANGES,
             shares: crate::descriptors::MAX_SHARES,
+            disks: crate::descriptors::MAX_DISKS,
             // CONFIG_NR_CPUS of UML is at most 64.
             cpus: 64,
         }

@@ -34,6 +34,8 @@ pub(super) struct Plan {
     pub(super) memory: u64,
     /// Whether standard input goes through a ring.
     pub(super) ring: bool,
+    /// Whether the job's files come through a ring.
+    pub(super) files_ring: bool,
     /// Whether the machine is bound to one host CPU.
     pub(super) bind: bool,
     /// The contract's document, when it goes by the link.
@@ -59,11 +61,10 @@ impl Plan {
         let kernel = Kernel::find(spec.kernel.as_deref())?;
         let modules = needed_modules(&kernel, spec)?;
         let ring = spec.contract.stdin == Stdin::Link && spec.contract.terminal.is_none();
+        let files = spec.contract.files.as_ref();
+        let files_ring = files.is_some_and(|files| files.channel == Channel::Link);
         let mut words = kernel_words(&kernel, spec)?;
-        if ring {
-            words.push(arguments::ring());
-        }
-        words.extend((0..spec.changes.len()).map(arguments::changes));
+        words.extend(disk_words(spec, ring, files_ring));
         let contract = complete(spec, ring);
         let can = backend.capabilities();
         let line = KernelLine::make(words, spec, &contract, &can, KERNELS_OWN_WORDS)?;
@@ -72,6 +73,7 @@ impl Plan {
             given: Given::new(spec, modules),
             memory: spec.memory,
             ring,
+            files_ring,
             bind: spec.cpus == 1,
             document: line.document,
             containment: spec.containment,
@@ -105,6 +107,9 @@ impl Plan {
         if self.ring {
             own.push((descriptor::RING, "standard input (ring in memory)"));
         }
+        if self.files_ring {
+            own.push((descriptor::FILES_RING, "the job's files (ring in memory)"));
+        }
         self.given.describe(own)
     }
 
@@ -132,6 +137,22 @@ impl Plan {
 
 /// What the kernel adds to its command line by itself (`root=98:0 console=tty0`), with some room.
 const KERNELS_OWN_WORDS: usize = 64;
+
+/// Block devices beside the root.
+fn disk_words(spec: &MachineSpec, ring: bool, files_ring: bool) -> Vec<String> {
+    let changes = spec.changes.len();
+    let mut words = Vec::new();
+    if ring {
+        words.push(arguments::ring());
+    }
+    words.extend((0..changes).map(arguments::changes));
+    if files_ring {
+        words.push(arguments::files_ring(changes));
+    }
+    let disks = spec.disks.iter().enumerate();
+    words.extend(disks.map(|(index, disk)| arguments::disk(changes, index, disk.writable)));
+    words
+}
 
 /// The command line but for the ring, the user's words and the contract.
 fn kernel_words(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<String>> {
@@ -234,6 +255,10 @@ fn complete(spec: &MachineSpec, ring: bool) -> apppot_contract::Contract {
             read_only: share.read_only,
         })
         .collect();
+    if let Some(files) = &mut contract.files {
+        let ring = arguments::files_ring_device(spec.changes.len());
+        files.ring = (files.channel == Channel::Link).then(|| ring.into());
+    }
     if ring {
         contract.stdin = Stdin::Ring(PathBuf::from(device::RING));
     }

@@ -196,9 +196,21 @@ fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// A regular file of a live tree.
-struct LiveFile {
+pub(crate) struct LiveFile {
     file: File,
     size: u64,
+}
+
+impl LiveFile {
+    /// A file of which `size` bytes are looked at.
+    pub(crate) fn new(file: File, size: u64) -> Self {
+        LiveFile { file, size }
+    }
+
+    /// The file itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 impl Contents for LiveFile {

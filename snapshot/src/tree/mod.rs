@@ -12,6 +12,7 @@ use std::sync::Mutex;
 
 pub use cow::Cow;
 pub use directory::Directory;
+pub(crate) use directory::LiveFile;
 pub use ext4::Ext4;
 
 use crate::content::{self, Buffer, Contents};

@@ -175,6 +175,7 @@ impl<'a> Run<'a> {
             ("USER", OsString::from(&job.site.user.name)),
             ("XDG_RUNTIME_DIR", job.site.stage.join("runtime").into()),
             ("APPPOT_KERNEL", job.site.kernel.clone().into()),
+            ("APPPOT_CHANNEL", super::channel().into()),
             ("APPPOT_BACKEND", job.site.backend.name().into()),
         ];
         Run {

@@ -12,6 +12,16 @@ pub(crate) use self::site::{debian_image, site, Backend, Site};
 
 use std::time::{Duration, Instant};
 
+/// The channel that the tests are run with.
+pub(crate) fn channel() -> String {
+    std::env::var("APPPOT_TEST_CHANNEL").unwrap_or_else(|_| String::from("auto"))
+}
+
+/// Whether files are copied by it.
+pub(crate) fn copies_files() -> bool {
+    matches!(channel().as_str(), "link" | "disk")
+}
+
 /// Makes the guest's kernel panic: memory runs out, and it has been told not to bear that. To be run
 /// with [`PANIC_OPTIONS`].
 pub(crate) const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; tail /dev/zero; sleep 100";

@@ -33,6 +33,7 @@ fn spec() -> MachineSpec {
             path: PathBuf::from("/changes"),
             any_base: false,
         }],
+        disks: Vec::new(),
         shares: vec![
             Share {
                 host: PathBuf::from("/home/ada/a,b"),

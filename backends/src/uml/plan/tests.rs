@@ -52,6 +52,7 @@ impl Place {
                 guest: PathBuf::from("/home/ada/a job"),
                 read_only: false,
             }],
+            disks: Vec::new(),
             contract: Contract {
                 id: String::from("job1"),
                 jobdir: PathBuf::from("/home/ada/a job"),
