@@ -47,6 +47,17 @@ test_end_to_end() {
     done
 }
 
+# What a job finds and leaves in its directory, once more where that is copied.
+test_channels() {
+    local kernel channel
+    read -r kernel < <(kernels)
+    for channel in link disk; do
+        step "files by the channel $channel"
+        APPPOT_TEST_CHANNEL=$channel APPPOT_TEST_KERNEL=$kernel \
+            cargo test --package apppot --test e2e --locked -- --test-threads=2 files:: jobdir::
+    done
+}
+
 # What is the same for every hypervisor, once more on machines of QEMU; there is no hardware
 # virtualisation to count on, so each takes seconds. Left out: what is about User-Mode Linux's kernel or
 # about the command alone, and snapshots, which read overlay files of User-Mode Linux only.
@@ -73,4 +84,5 @@ check_source
 step "crates"
 test_crates
 test_end_to_end
+test_channels
 test_qemu
