@@ -184,19 +184,13 @@ fn a_launcher_that_is_killed_leaves_nothing() {
             done.code(),
             done.stderr
         );
-        eventually(
-            "processes below the launcher end",
-            Duration::from_secs(5),
-            || {
-                !below.iter().any(|pid| {
-                    processes::executable(*pid).is_some_and(|exe| exe == job.site.hypervisor)
-                })
-            },
-        );
+        eventually("processes below the launcher end", || {
+            !below.iter().any(|pid| {
+                processes::executable(*pid).is_some_and(|exe| exe == job.site.hypervisor)
+            })
+        });
     }
-    eventually("files are removed", Duration::from_secs(5), || {
-        left_files(&job).is_empty()
-    });
+    eventually("files are removed", || left_files(&job).is_empty());
 }
 
 #[test]
@@ -216,11 +210,9 @@ fn a_job_with_its_memory_on_a_disk_leaves_nothing_either() {
         std::thread::sleep(boot * moment / 6);
         running.signal(libc::SIGKILL);
         running.finish();
-        eventually(
-            "the directory for memory is removed",
-            Duration::from_secs(5),
-            || std::fs::read_dir(&place).unwrap().next().is_none(),
-        );
+        eventually("the directory for memory is removed", || {
+            std::fs::read_dir(&place).unwrap().next().is_none()
+        });
     }
     let run = job
         .run(&["true"])
@@ -235,9 +227,7 @@ fn a_job_with_its_memory_on_a_disk_leaves_nothing_either() {
 fn an_ordinary_end_leaves_nothing() {
     let Some(job) = Job::new() else { return };
     job.sh("touch file").go().exits(0);
-    eventually("files are removed", Duration::from_secs(5), || {
-        left_files(&job).is_empty()
-    });
+    eventually("files are removed", || left_files(&job).is_empty());
     let names: Vec<_> = std::fs::read_dir(job.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())

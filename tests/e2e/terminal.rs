@@ -96,7 +96,7 @@ impl Session {
     }
 
     fn until_it_shows(&self, text: &str) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(30);
         while !self.text().contains(text) {
             assert!(Instant::now() < end, "no {text:?} in {:?}", self.text());
             std::thread::sleep(Duration::from_millis(5));
@@ -138,14 +138,10 @@ impl Session {
 
     fn finish(&mut self) -> ExitStatus {
         let mut status = None;
-        eventually(
-            &format!("an end: {:?}", self.text()),
-            Duration::from_secs(20),
-            || {
-                status = self.child.try_wait().unwrap();
-                status.is_some()
-            },
-        );
+        eventually(&format!("an end: {:?}", self.text()), || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
         processes::assert_no_orphans();
         status.unwrap()
     }
@@ -225,12 +221,10 @@ fn is_restored_when_the_launcher_is_killed() {
     let run = job.sh("echo ready; exec sleep 1000");
     let mut session = Session::start(&run, 24, 80);
     session.until_it_shows("ready");
-    eventually("raw mode", Duration::from_secs(5), || session.is_raw());
+    eventually("raw mode", || session.is_raw());
     session.child.kill().unwrap();
     assert_eq!(session.finish().signal(), Some(libc::SIGKILL));
-    eventually("the terminal is restored", Duration::from_secs(5), || {
-        session.is_restored()
-    });
+    eventually("the terminal is restored", || session.is_restored());
 }
 
 #[test]

@@ -120,12 +120,13 @@ impl Running {
             )
         };
         let end = Instant::now() + limit;
-        while !self.stdout.text().contains(text) {
-            assert!(
-                Instant::now() < end && !self.has_ended(),
-                "did not print {}",
-                what()
-            );
+        loop {
+            // Asked before the text is: what is printed last is not missed.
+            let is_all = *self.stdout.ended.lock().unwrap() && self.has_ended();
+            if self.stdout.text().contains(text) {
+                return;
+            }
+            assert!(Instant::now() < end && !is_all, "did not print {}", what());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -171,7 +172,7 @@ impl Running {
         self.status = Some(status);
         let elapsed = self.started.elapsed();
         processes::assert_no_orphans();
-        eventually("its output is closed", Duration::from_secs(10), || {
+        eventually("its output is closed", || {
             *self.stdout.ended.lock().unwrap() && *self.stderr.ended.lock().unwrap()
         });
         Done {
