@@ -248,7 +248,7 @@ fn work_when_the_launcher_is_killed() {
             let below = processes::descendants(running.pid());
             running.signal(libc::SIGKILL);
             running.finish();
-            eventually("processes end", Duration::from_secs(5), || {
+            eventually("processes end", || {
                 !below.iter().any(|pid| {
                     processes::executable(*pid).is_some_and(|exe| exe == job.site.kernel)
                 })
