@@ -66,7 +66,7 @@ test_qemu() {
     kernel=${APPPOT_TEST_QEMU_KERNEL:-$(images/kernel/debian.sh)}
     step "end to end with QEMU and $kernel"
     APPPOT_TEST_BACKEND=qemu APPPOT_TEST_KERNEL=$kernel \
-        cargo test --package apppot --test e2e --locked -- --test-threads=2 "${everywhere[@]}"
+        cargo test --package apppot --test e2e --locked -- --test-threads=2 "${everywhere[@]/%/::}"
 }
 
 everywhere=(arguments binds ending environment files images jobdir qemu status streams terminal users
