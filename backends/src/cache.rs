@@ -26,7 +26,8 @@ pub(crate) enum Kind {
 impl Kind {
     fn folder(self) -> &'static str {
         match self {
-            Kind::UmlConfig => "kernels",
+            // Another folder whenever other options are kept.
+            Kind::UmlConfig => "kernels-2",
             Kind::Release => "releases",
             Kind::QemuVersion => "qemu",
         }

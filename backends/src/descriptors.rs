@@ -67,6 +67,7 @@ pub(crate) struct Given {
     changes: Vec<Changes>,
     shares: Vec<Share>,
     disks: Vec<Disk>,
+    /// Empty when it is not given as a file.
     initramfs: Pieces,
 }
 
@@ -81,6 +82,11 @@ impl Given {
             disks: spec.disks.clone(),
             initramfs: initramfs::build(spec.agent.clone(), modules),
         }
+    }
+
+    /// The initramfs, which then is not given as a file.
+    pub(crate) fn take_initramfs(&mut self) -> Pieces {
+        std::mem::take(&mut self.initramfs)
     }
 
     /// What the process may do with them.
@@ -106,14 +112,12 @@ impl Given {
 
     /// What stands behind the numbers, for people; `own` are the hypervisor's.
     pub(crate) fn describe(&self, own: Vec<(RawFd, &str)>) -> Vec<(RawFd, String)> {
-        let len: usize = self.initramfs.iter().map(|piece| piece.len()).sum();
-        let memory = [
-            (number::LINK, String::from("link (socketpair)")),
-            (
-                number::INITRAMFS,
-                format!("initramfs ({len} bytes in memory)"),
-            ),
-        ];
+        let mut memory = vec![(number::LINK, String::from("link (socketpair)"))];
+        if !self.initramfs.is_empty() {
+            let len: usize = self.initramfs.iter().map(|piece| piece.len()).sum();
+            let initramfs = format!("initramfs ({len} bytes in memory)");
+            memory.push((number::INITRAMFS, initramfs));
+        }
         let shown = |need: Need| Some((need.descriptor?, need.path.display().to_string()));
         let files = self.needs().into_iter().filter_map(shown);
         let own = own
@@ -194,7 +198,9 @@ impl Descriptors {
         for (number, share) in (number::SHARES..).zip(&given.shares) {
             opened.add(number, open_path(&share.host)?);
         }
-        opened.add(number::INITRAMFS, memfd(&given.initramfs)?);
+        if !given.initramfs.is_empty() {
+            opened.add(number::INITRAMFS, memfd(&given.initramfs)?);
+        }
         Ok(opened)
     }
 

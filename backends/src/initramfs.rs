@@ -15,7 +15,8 @@ pub(crate) type Pieces = Vec<Cow<'static, [u8]>>;
 /// mounted anything, and `modules` (name and content), which are loaded in this order.
 pub(crate) fn build(agent: Cow<'static, [u8]>, modules: Vec<(String, Vec<u8>)>) -> Pieces {
     let mut archive = Archive::default();
-    archive.entry("init", 0o100_755, agent, (0, 0));
+    // First, and on a page's boundary: the kernel's copy of it may be this one (patch 0017).
+    archive.entry(&aligned("init"), 0o100_755, agent, (0, 0));
     let nothing = || Cow::Borrowed(&b""[..]);
     archive.entry("dev", 0o040_755, nothing(), (0, 0));
     archive.entry("dev/console", 0o020_600, nothing(), (5, 1));
@@ -31,6 +32,22 @@ pub(crate) fn build(agent: Cow<'static, [u8]>, modules: Vec<(String, Vec<u8>)>) 
     archive.entry("TRAILER!!!", 0, nothing(), (0, 0));
     archive.pieces
 }
+
+/// Bytes of a page of memory.
+pub(crate) const PAGE: u64 = 4096;
+
+/// `name` with so many NUL bytes after it that the content of an archive's first entry starts on the
+/// second page. More than one is allowed for this ("c_namesize" in buffer-format.rst).
+fn aligned(name: &str) -> String {
+    // The last NUL is the one that every name ends with.
+    let len = PAGE as usize - HEADER - 1;
+    let mut name = name.to_owned();
+    name.extend(std::iter::repeat_n('\0', len.saturating_sub(name.len())));
+    name
+}
+
+/// Bytes before an entry's name.
+const HEADER: usize = 110;
 
 #[derive(Default)]
 struct Archive {
@@ -95,6 +112,7 @@ mod tests {
         .concat();
         assert_eq!(archive.len() % 4, 0);
         assert!(archive.starts_with(b"070701"));
+        assert_eq!(&archive[PAGE as usize..][..5], b"agent");
         let text = String::from_utf8_lossy(&archive);
         assert!(text.contains("modules/00-overlay.ko\0"));
         assert!(text.contains("TRAILER!!!\0"));

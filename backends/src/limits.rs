@@ -68,6 +68,20 @@ pub fn backings() -> (Vec<Backing>, Vec<Unfit>) {
     (fit, unfit)
 }
 
+/// How many bytes of guest memory have room, up to `memory`; `None` when there is no place for any.
+/// Looking at a place makes a file there, so no more are looked at than must be.
+#[must_use]
+pub fn room_for(memory: u64) -> Option<u64> {
+    let mut most = None;
+    for backing in candidates().iter().filter_map(|path| examine(path).ok()) {
+        most = most.max(Some(backing.free.min(memory)));
+        if most == Some(memory) {
+            break;
+        }
+    }
+    most
+}
+
 /// The first place with room for `memory` bytes.
 ///
 /// # Errors
@@ -199,6 +213,15 @@ impl Backing {
             descriptor: directory.into(),
             path: Some(path),
         })
+    }
+
+    /// Makes a file there that has no name and never gets one.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn unnamed_file(&self) -> Result<File> {
+        temporary_in(&self.directory)
+            .map_err(Error::file("make a file for guest memory in", &self.path))
     }
 
     /// The directory itself.

@@ -53,7 +53,7 @@ impl Link {
             device: file,
             decoder: Decoder::default(),
             kept: Decoder::default(),
-            input: vec![0; MAX_PAYLOAD],
+            input: Vec::new(),
             received: 0,
         })
     }
@@ -71,6 +71,8 @@ impl Link {
 
     /// Reads what is there, once; frames are then to be had from [`Link::next`].
     pub(crate) fn read(&mut self) -> io::Result<()> {
+        // Most jobs are sent nothing, and pages that are not touched cost nothing.
+        self.input.resize(MAX_PAYLOAD, 0);
         let len = self.device.read(&mut self.input)?;
         if len == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

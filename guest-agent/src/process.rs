@@ -3,11 +3,10 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use apppot_contract::{Contract, Outcome, Stdin, Terminal};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
@@ -72,27 +71,22 @@ fn spawn(
     identity: &Identity,
     contract: &Contract,
 ) -> io::Result<Running> {
-    // The standard library's part ends before the exec: glibc's execvp, which it uses, hands
-    // whatever the kernel refuses to a shell.
     let image = Image::new(program, environment)?;
-    let mut command = Command::new(&program.path);
-    command.current_dir(&contract.jobdir);
     let streams = match &contract.terminal {
-        Some(terminal) => Streams::terminal(&mut command, terminal, identity)?,
-        None => Streams::pipes(&mut command, &contract.stdin)?,
+        Some(terminal) => Streams::terminal(terminal, identity)?,
+        None => Streams::pipes(&contract.stdin)?,
     };
-    let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups.clone());
-    let (umask, has_terminal) = (contract.umask, contract.terminal.is_some());
-    // SAFETY: the closure makes only async-signal-safe calls, and allocates nothing.
-    unsafe {
-        command.pre_exec(move || {
-            become_user(uid, gid, &groups, umask, has_terminal)?;
-            Err(image.execute())
-        });
-    }
-    let child = command.spawn()?;
+    let mut birth = Birth {
+        image: &image,
+        identity,
+        directory: CString::new(contract.jobdir.as_os_str().as_bytes())?,
+        streams: streams.theirs.each_ref().map(AsRawFd::as_raw_fd),
+        umask: contract.umask,
+        terminal: contract.terminal.is_some(),
+        refused: None,
+    };
     Ok(Running {
-        pid: child.id() as libc::pid_t,
+        pid: birth.give()?,
         stdin: streams.stdin,
         stdout: Some(streams.stdout),
         stderr: streams.stderr,
@@ -100,34 +94,101 @@ fn spawn(
     })
 }
 
-/// Between fork and exec.
-fn become_user(uid: u32, gid: u32, groups: &[u32], umask: u32, terminal: bool) -> io::Result<()> {
-    let check = |result: libc::c_int| match result {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    };
-    // SAFETY: plain system calls of a single-threaded process; the pointers are to live values.
-    unsafe {
-        check(libc::setsid())?;
-        libc::umask(umask);
-        if terminal {
-            check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        check(libc::sigemptyset(&mut none))?;
-        check(libc::sigprocmask(
-            libc::SIG_SETMASK,
-            &none,
-            std::ptr::null_mut(),
-        ))?;
-        check(libc::setgroups(groups.len(), groups.as_ptr()))?;
-        check(libc::setgid(gid))?;
-        check(libc::setuid(uid))?;
-    }
-    Ok(())
+/// A process between its start and its program. It runs in the agent's memory, as after vfork(2):
+/// copying that costs a millisecond. (The standard library forks as soon as there is something to be
+/// done before the exec, and leaves that to glibc's execvp, which hands whatever the kernel refuses to
+/// a shell.)
+struct Birth<'a> {
+    image: &'a Image,
+    identity: &'a Identity,
+    /// Its working directory.
+    directory: CString,
+    /// Its standard streams, none of which has such a number here.
+    streams: [RawFd; 3],
+    umask: libc::mode_t,
+    /// Whether the streams are its terminal.
+    terminal: bool,
+    /// Why there is no program.
+    refused: Option<io::Error>,
 }
 
-/// What execve(2) takes, made before the fork.
+/// Room for the few system calls of [`Birth::live`].
+const STACK: usize = 16 << 10;
+
+impl Birth<'_> {
+    /// Returns when the process has its program, with its number.
+    fn give(&mut self) -> io::Result<libc::pid_t> {
+        let mut stack = [MaybeUninit::<u128>::uninit(); STACK / size_of::<u128>()];
+        // SAFETY: the stack's end is one past the array, and aligned as the ABI wants it. The agent has
+        // one thread, which the kernel stops until the child has executed its program or ended
+        // (CLONE_VFORK): so neither the stack nor `self` is used by two at once.
+        let pid = unsafe {
+            libc::clone(
+                Self::live,
+                stack.as_mut_ptr_range().end.cast(),
+                libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+                std::ptr::from_mut(self).cast(),
+            )
+        };
+        if pid == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        let Some(error) = self.refused.take() else {
+            return Ok(pid);
+        };
+        // SAFETY: waitpid may be told that the status is not wanted.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        Err(error)
+    }
+
+    /// The child; what it returns is its exit status.
+    extern "C" fn live(birth: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `give` passes itself, and waits.
+        let birth = unsafe { &mut *birth.cast::<Birth>() };
+        let error = match birth.prepare() {
+            Ok(()) => birth.image.execute(),
+            Err(error) => error,
+        };
+        birth.refused = Some(error);
+        127
+    }
+
+    /// System calls only: memory is the agent's.
+    fn prepare(&self) -> io::Result<()> {
+        let check = |result: libc::c_int| match result {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        };
+        let Identity { groups, .. } = self.identity;
+        // SAFETY: plain system calls of a single-threaded process; the pointers are to live values.
+        unsafe {
+            for (number, &stream) in (0..).zip(&self.streams) {
+                check(libc::dup2(stream, number))?;
+            }
+            check(libc::chdir(self.directory.as_ptr()))?;
+            check(libc::setsid())?;
+            libc::umask(self.umask);
+            if self.terminal {
+                check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+            }
+            // The agent ignores it.
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            check(libc::sigemptyset(&mut none))?;
+            check(libc::sigprocmask(
+                libc::SIG_SETMASK,
+                &none,
+                std::ptr::null_mut(),
+            ))?;
+            check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+            check(libc::setgid(self.identity.gid))?;
+            check(libc::setuid(self.identity.uid))?;
+        }
+        Ok(())
+    }
+}
+
+/// What execve(2) takes, made before the clone.
 struct Image {
     path: CString,
     /// Kept for the pointers into them.
@@ -135,11 +196,6 @@ struct Image {
     argv: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
 }
-
-// SAFETY: the pointers are into strings that the same value owns and nobody changes.
-unsafe impl Send for Image {}
-// SAFETY: as above; there is no interior mutability.
-unsafe impl Sync for Image {}
 
 impl Image {
     fn new(program: &Program, environment: &[(OsString, OsString)]) -> io::Result<Self> {
@@ -174,52 +230,44 @@ struct Streams {
     stdout: File,
     stderr: Option<File>,
     terminal: Option<OwnedFd>,
+    /// The command's own ends: standard input, output, error.
+    theirs: [OwnedFd; 3],
 }
 
 impl Streams {
-    fn pipes(command: &mut Command, stdin: &Stdin) -> io::Result<Self> {
-        let stdin = match stdin {
-            Stdin::Null => {
-                command.stdin(Stdio::null());
-                None
-            }
+    fn pipes(stdin: &Stdin) -> io::Result<Self> {
+        let (input, stdin) = match stdin {
+            Stdin::Null => (File::open("/dev/null")?.into(), None),
             Stdin::Link | Stdin::Ring(_) => {
                 let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-                command.stdin(read);
-                Some(ours(write)?)
+                (read, Some(ours(write)?))
             }
         };
-        let (stdout, write) = pipe2(OFlag::O_CLOEXEC)?;
-        command.stdout(write);
-        let (stderr, write) = pipe2(OFlag::O_CLOEXEC)?;
-        command.stderr(write);
+        let (stdout, output) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, error) = pipe2(OFlag::O_CLOEXEC)?;
         Ok(Streams {
             stdin,
             stdout: ours(stdout)?,
             stderr: Some(ours(stderr)?),
             terminal: None,
+            theirs: [input, output, error],
         })
     }
 
-    fn terminal(
-        command: &mut Command,
-        terminal: &Terminal,
-        identity: &Identity,
-    ) -> io::Result<Self> {
+    fn terminal(terminal: &Terminal, identity: &Identity) -> io::Result<Self> {
         let size = winsize(terminal.rows, terminal.columns);
         let OpenptyResult { master, slave } = openpty(&size, None)?;
         // The slave belongs to the user, as after a login.
         nix::unistd::fchown(&slave, Some(identity.uid.into()), None)?;
-        command
-            .stdin(slave.try_clone()?)
-            .stdout(slave.try_clone()?)
-            .stderr(slave);
-        fcntl(&master, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        for fd in [&master, &slave] {
+            fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        }
         Ok(Streams {
             stdin: Some(ours(master.try_clone()?)?),
             stdout: ours(master.try_clone()?)?,
             stderr: None,
             terminal: Some(master),
+            theirs: [slave.try_clone()?, slave.try_clone()?, slave],
         })
     }
 }

@@ -1,6 +1,8 @@
 //! The end: processes, filesystems, the report, power-off. In this order, so that when the
 //! launcher has the report everything is in its place.
 
+use std::fs::File;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use apppot_contract::link::Frame;
@@ -83,10 +85,13 @@ pub(crate) fn detach_shares() {
 /// Writes back and lets go of every writable filesystem of these types: they hold what is the
 /// user's.
 fn detach_filesystems(types: &[&str]) {
-    let Ok(table) = std::fs::read_to_string("/proc/mounts") else {
+    // The kernel says no length: room for all of it saves reads that ask for a little more each.
+    let mut table = String::with_capacity(8 << 10);
+    let read = File::open("/proc/mounts").and_then(|mut file| file.read_to_string(&mut table));
+    if read.is_err() {
         nix::unistd::sync();
         return;
-    };
+    }
     let _ = std::env::set_current_dir("/");
     for line in table.lines().rev() {
         let mut fields = line.split(' ').skip(1);

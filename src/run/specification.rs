@@ -171,12 +171,7 @@ fn memory(config: &Config) -> u64 {
     if !matches!(config.memory.origin, Origin::BuiltIn | Origin::Batch(_)) {
         return wanted;
     }
-    let (fit, _) = limits::backings();
-    let free = fit
-        .iter()
-        .map(|backing| backing.free)
-        .max()
-        .unwrap_or(wanted);
+    let free = limits::room_for(wanted).unwrap_or(wanted);
     let most = free.min(limits::most_memory());
     wanted.min(most).max(limits::LEAST_MEMORY)
 }

@@ -13,7 +13,7 @@ pub(crate) mod descriptor {
 
     /// The ring.
     pub(crate) const RING: RawFd = OWN;
-    /// The directory for guest memory.
+    /// Guest memory, or the directory for it.
     pub(crate) const MEMORY: RawFd = OWN + 1;
     /// The socket that stands for the host CPU; the kernel does not know of it.
     pub(crate) const CPU_SLOT: RawFd = OWN + 2;
@@ -69,6 +69,14 @@ pub(crate) fn disk(changes: usize, index: usize, writable: bool) -> String {
 /// `mem=`: guest memory.
 pub(crate) fn memory(bytes: u64) -> String {
     format!("mem={}M", bytes >> 20)
+}
+
+/// `mem_fd=` and `initrdmem=`: guest memory as a file, and where in it the initramfs is.
+pub(crate) fn given_memory(offset: u64, len: u64) -> [String; 2] {
+    [
+        format!("mem_fd={}", descriptor::MEMORY),
+        format!("initrdmem={offset},{len}"),
+    ]
 }
 
 /// `initrd=`.

@@ -227,7 +227,7 @@ fn places() -> Vec<PathBuf> {
 
 /// The lines of a configuration that this crate asks for.
 fn interesting(config: &str) -> String {
-    const OPTIONS: [&str; 11] = [
+    const OPTIONS: [&str; 12] = [
         "LOCALVERSION",
         "HZ",
         "SMP",
@@ -239,6 +239,7 @@ fn interesting(config: &str) -> String {
         "EROFS_FS",
         "XFS_FS",
         "BTRFS_FS",
+        "UML_MEM_FD",
     ];
     let is_asked = |line: &&str| {
         let option = line

@@ -35,9 +35,9 @@ impl UmlMachine {
     /// # Errors
     /// Something that the plan names is gone or in use, or the process cannot be started.
     pub(super) fn start(plan: Plan) -> Result<Self> {
-        let backing = limits::choose_backing(plan.memory)?;
-        let memory = backing.private_directory()?;
-        let directory = memory.path.clone();
+        let backing = limits::choose_backing(plan.memory.size)?;
+        let memory = plan.memory.make(&backing)?;
+        let directory = memory.directory;
         let at_end = process::at_end(move || {
             // Guest root may have made files in it.
             let _ = directory.map(std::fs::remove_dir_all);
@@ -51,10 +51,12 @@ impl UmlMachine {
         let cpu = take_cpu(&mut given, &plan);
         let needs = plan.needs();
         let mut rules = given.rules(&needs)?;
-        rules.push(Rule {
-            file: duplicate(memory.descriptor.as_fd())?,
-            reach: Reach::Write,
-        });
+        if plan.memory.is_made_by_kernel() {
+            rules.push(Rule {
+                file: duplicate(memory.descriptor.as_fd())?,
+                reach: Reach::Write,
+            });
+        }
         given.add(descriptor::MEMORY, memory.descriptor);
         let writable = given.writable(&needs)?;
         let confinement = Confinement::new(&rules, plan.containment)?;
@@ -62,7 +64,7 @@ impl UmlMachine {
             .map_err(Error::system("make the console"))?;
         let process = Spawn {
             program: plan.kernel.path.clone().into(),
-            env: plan.environment(),
+            env: plan.memory.environment(),
             args: plan.args,
             descriptors: given.list,
             console: output,

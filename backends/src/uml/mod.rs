@@ -9,6 +9,7 @@ mod arguments;
 mod cow;
 pub mod kernel;
 mod machine;
+mod memory;
 mod plan;
 
 use std::path::Path;

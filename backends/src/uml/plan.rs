@@ -9,6 +9,7 @@ use apppot_contract::{Channel, Mount, Root, Stdin, Writes as GuestWrites};
 
 use super::arguments::{self, descriptor, device};
 use super::kernel::{self, Has, Kernel};
+use super::memory::Memory;
 use super::{cow, Uml};
 use crate::capabilities;
 use crate::containment::Reach;
@@ -30,8 +31,8 @@ pub(super) struct Plan {
     pub(super) args: Vec<OsString>,
     /// The files that it is given.
     pub(super) given: Given,
-    /// Guest memory, bytes.
-    pub(super) memory: u64,
+    /// Guest memory.
+    pub(super) memory: Memory,
     /// Whether standard input goes through a ring.
     pub(super) ring: bool,
     /// Whether the job's files come through a ring.
@@ -59,19 +60,21 @@ impl Plan {
             cow::COW.examine(path, &spec.image.path)?;
         }
         let kernel = Kernel::find(spec.kernel.as_deref())?;
-        let modules = needed_modules(&kernel, spec)?;
+        let mut given = Given::new(spec, needed_modules(&kernel, spec)?);
+        let memory = Memory::new(&kernel, spec.memory, &mut given);
         let ring = spec.contract.stdin == Stdin::Link && spec.contract.terminal.is_none();
         let files = spec.contract.files.as_ref();
         let files_ring = files.is_some_and(|files| files.channel == Channel::Link);
-        let mut words = kernel_words(&kernel, spec)?;
+        let mut words = memory.words();
+        words.extend(kernel_words(&kernel, spec)?);
         words.extend(disk_words(spec, ring, files_ring));
         let contract = complete(spec, ring);
         let can = backend.capabilities();
         let line = KernelLine::make(words, spec, &contract, &can, KERNELS_OWN_WORDS)?;
         Ok(Plan {
             args: line.words,
-            given: Given::new(spec, modules),
-            memory: spec.memory,
+            given,
+            memory,
             ring,
             files_ring,
             bind: spec.cpus == 1,
@@ -89,21 +92,15 @@ impl Plan {
             backend,
             argv: crate::process::shown(self.kernel.path.as_os_str(), &self.args),
             descriptors: self.descriptors(),
-            environment: self.environment(),
+            environment: self.memory.environment(),
             containment: confined.then(|| self.needs().iter().map(Need::to_string).collect()),
             document: self.document.clone(),
         }
     }
 
-    /// The kernel's environment: where it makes the file for its memory.
-    #[allow(clippy::unused_self)] // The plan is the one place to ask.
-    pub(super) fn environment(&self) -> Vec<(String, String)> {
-        vec![(String::from("TMPDIR"), descriptor_path(descriptor::MEMORY))]
-    }
-
     /// What stands behind the descriptors' numbers.
     fn descriptors(&self) -> Vec<(i32, String)> {
-        let mut own = vec![(descriptor::MEMORY, "private directory for guest memory")];
+        let mut own = vec![(descriptor::MEMORY, self.memory.shown())];
         if self.ring {
             own.push((descriptor::RING, "standard input (ring in memory)"));
         }
@@ -113,8 +110,8 @@ impl Plan {
         self.given.describe(own)
     }
 
-    /// What the kernel's process may reach, apart from memfds, which Landlock does not govern, and the
-    /// directory for guest memory, which has no name.
+    /// What the kernel's process may reach, apart from memfds, which Landlock does not govern, and guest
+    /// memory, which has no name.
     pub(super) fn needs(&self) -> Vec<Need> {
         let mut needs = Vec::new();
         let mut named = |path: &Path, reach| needs.push(Need::named(path, reach));
@@ -154,11 +151,9 @@ fn disk_words(spec: &MachineSpec, ring: bool, files_ring: bool) -> Vec<String> {
     words
 }
 
-/// The command line but for the ring, the user's words and the contract.
+/// The command line but for memory, disks, the user's words and the contract.
 fn kernel_words(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<String>> {
     let mut words = vec![
-        arguments::memory(spec.memory),
-        arguments::initramfs(),
         // Only what goes wrong is printed: that is what the user sees when a guest dies.
         String::from("quiet"),
         format!("lpj={}", kernel::loops_per_tick(kernel.ticks())),

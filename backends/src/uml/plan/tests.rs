@@ -126,6 +126,19 @@ fn a_directory_written_into_without_seccomp() {
 }
 
 #[test]
+fn a_kernel_that_can_be_given_its_memory_gets_the_initramfs_in_it() {
+    for (more, given) in [("", false), ("CONFIG_UML_MEM_FD=y\n", true)] {
+        let place = Place::new(&format!("{OURS}{more}"));
+        let shown = place.shown(&place.spec());
+        let initramfs = shown.contains("\ninitrd=/proc/self/fd/101\n");
+        let memory = shown.contains("\nmem_fd=105\ninitrdmem=");
+        assert_eq!((initramfs, memory), (!given, given), "{shown}");
+        let rendered = Plan::make(&Uml, &place.spec()).unwrap().render("uml");
+        assert_eq!(rendered.environment[0].0 == "TMPDIR", !given);
+    }
+}
+
+#[test]
 fn what_the_kernel_lacks_is_said() {
     let place = Place::new(OLD);
     let mut spec = place.spec();
