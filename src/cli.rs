@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use apppot_backends::spec::{Containment, Seccomp};
+use apppot_backends::spec::{Containment, Network, Seccomp};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Word;
@@ -213,6 +213,9 @@ pub(crate) struct MachineArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub(crate) cpus: Option<Cpus>,
+    /// The way out of the guest: none, user, or user,host-loopback: with this host's loopback at 10.0.2.2
+    #[arg(long, value_name = "MODE", value_parser = <Network as Word>::read, help_heading = "Machine")]
+    pub(crate) network: Option<Network>,
     /// Who is PID 1 in the guest
     #[arg(long, value_enum, default_value = "direct", help_heading = "Machine")]
     pub(crate) boot: Boot,

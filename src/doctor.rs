@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use apppot_backends::uml::kernel::{Has, Kernel};
-use apppot_backends::{containment, limits};
+use apppot_backends::{containment, limits, user_network};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -101,6 +101,7 @@ fn checks(config: &Config) -> Vec<Check> {
         cgroup(),
         map_count(),
         landlock(),
+        network(),
         disk(),
     ]);
     checks
@@ -286,6 +287,17 @@ fn landlock() -> Check {
                 "use a host kernel from 5.0 on with kernel.yama.ptrace_scope at most 1",
             ),
         },
+    }
+}
+
+fn network() -> Check {
+    match user_network() {
+        Ok(program) => Check::good("user network", program),
+        Err(error) => Check::good("user network", error.to_string()).but(
+            State::Fair,
+            "--network user does not work",
+            error.hint().unwrap_or_default(),
+        ),
     }
 }
 

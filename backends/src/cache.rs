@@ -27,7 +27,7 @@ impl Kind {
     fn folder(self) -> &'static str {
         match self {
             // Another folder whenever other options are kept.
-            Kind::UmlConfig => "kernels-2",
+            Kind::UmlConfig => "kernels-3",
             Kind::Release => "releases",
             Kind::QemuVersion => "qemu",
         }

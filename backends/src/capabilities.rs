@@ -7,7 +7,7 @@ use apppot_contract::cmdline::Carrier;
 use apppot_contract::Channel;
 
 use crate::image::ImageKind;
-use crate::spec::{MachineSpec, Writes};
+use crate::spec::{MachineSpec, Network, Writes};
 use crate::{Error, Result};
 
 /// What a backend can do; plain data.
@@ -31,6 +31,8 @@ pub struct Capabilities {
     pub shares: usize,
     /// The most further disks.
     pub disks: usize,
+    /// Whether it has user networking.
+    pub user_network: bool,
     /// The most vCPUs.
     pub cpus: u32,
 }
@@ -72,6 +74,9 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
     if spec.shares.len() > can.shares {
         let (asked, most) = (spec.shares.len(), can.shares);
         return missing(format!("share {asked} directories ({most} at most)"));
+    }
+    if spec.network != Network::None && !can.user_network {
+        return missing(String::from("connect the guest to the network"));
     }
     if spec.cpus > can.cpus {
         return missing(format!("have {} vCPUs ({} at most)", spec.cpus, can.cpus));

@@ -38,18 +38,20 @@ pub(crate) mod number {
     pub(crate) const DISKS: RawFd = FIRST_DESCRIPTOR + 8;
     /// The first changes archive; there are at most [`super::MAX_CHANGES`].
     pub(crate) const CHANGES: RawFd = FIRST_DESCRIPTOR + 10;
+    /// The network's socket, of which each packet is an Ethernet frame.
+    pub(crate) const NETWORK: RawFd = FIRST_DESCRIPTOR + 29;
     /// The first shared directory; there are at most [`super::MAX_SHARES`].
     pub(crate) const SHARES: RawFd = FIRST_DESCRIPTOR + 30;
 }
 
 /// The most changes archives that there are numbers for.
-pub(crate) const MAX_CHANGES: usize = (number::SHARES - number::CHANGES) as usize;
+pub(crate) const MAX_CHANGES: usize = (number::NETWORK - number::CHANGES) as usize;
 /// The most shared directories: what lies beyond is taken while a process is started.
 pub(crate) const MAX_SHARES: usize = (crate::process::FIRST_COPY - number::SHARES) as usize;
 /// The most further disks that there are numbers for.
 pub(crate) const MAX_DISKS: usize = (number::CHANGES - number::DISKS) as usize;
 /// The most descriptors beside these.
-const OTHERS: usize = 10;
+const OTHERS: usize = 11;
 
 /// Checks that the machine's process may have as many descriptors as it is given.
 ///

@@ -131,6 +131,14 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
+    /// The guest cannot be connected to the network.
+    #[error("the machine cannot have a network: {reason}")]
+    Network {
+        /// Why.
+        reason: String,
+        /// What to do.
+        hint: Option<String>,
+    },
     /// Confinement was required and cannot be had.
     #[error("the machine cannot be confined: {reason}")]
     Containment {
@@ -175,6 +183,7 @@ impl Error {
             | Error::KernelLacks { hint, .. }
             | Error::NoProgram { hint, .. } => String::from(*hint),
             Error::Memory { hint, .. } | Error::Limit { hint, .. } => hint.clone(),
+            Error::Network { hint, .. } => return hint.clone(),
             Error::Containment { .. } => {
                 String::from("--containment auto runs without confinement where there is none")
             }

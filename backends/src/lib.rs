@@ -17,6 +17,7 @@ mod initramfs;
 mod kernel_line;
 pub mod limits;
 mod modules;
+mod network;
 mod overlay;
 mod partition;
 pub mod process;
@@ -32,6 +33,7 @@ use std::time::Instant;
 
 pub use capabilities::Capabilities;
 pub use error::{Error, Result};
+pub use network::user_network;
 pub use ring::Ring;
 pub use spec::MachineSpec;
 
@@ -141,6 +143,8 @@ pub struct Rendered {
     pub backend: &'static str,
     /// The hypervisor's arguments, the program first; lossy for bytes that are not UTF-8.
     pub argv: Vec<String>,
+    /// Programs that run beside the hypervisor, each with its arguments.
+    pub helpers: Vec<Vec<String>>,
     /// What stands behind the descriptors that the arguments name.
     pub descriptors: Vec<(i32, String)>,
     /// Variables of the hypervisor's environment.

@@ -44,6 +44,8 @@ pub struct Spawn {
     pub console: OwnedFd,
     /// The host CPU that it and its children are bound to.
     pub cpu: Option<usize>,
+    /// Whether its memory is where its file says, not at random places.
+    pub fixed_addresses: bool,
     /// What it confines itself to.
     pub confinement: Option<Confinement>,
     /// Who ends it when this process is killed.
@@ -77,6 +79,7 @@ impl Spawn {
         let confinement = self.confinement.map(Arc::new);
         let entered = confinement.clone();
         let cpus = self.cpu.map(cpu_set);
+        let fixed_addresses = self.fixed_addresses;
         let launcher = std::process::id();
         let mut command = Command::new(&self.program);
         command
@@ -88,7 +91,12 @@ impl Spawn {
             .stderr(self.console);
         // SAFETY: the closure makes only async-signal-safe calls on values prepared above.
         unsafe {
-            command.pre_exec(move || prepare(launcher, &plan, entered.as_deref(), cpus.as_ref()));
+            command.pre_exec(move || {
+                if fixed_addresses {
+                    libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+                }
+                prepare(launcher, &plan, entered.as_deref(), cpus.as_ref())
+            });
         }
         adopt_orphans();
         let child = command.spawn()?;
@@ -145,8 +153,6 @@ fn prepare(
             libc::_exit(127);
         }
         check(libc::setsid())?;
-        // UML wants fixed addresses, and would otherwise execute itself once more to have them.
-        libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
         // The guest's own mask decides on the modes of files that it makes on the host.
         libc::umask(0);
         // Whoever signals all processes of a job (a batch system, systemd) means the command: the

@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use apppot_contract::Contract;
@@ -34,6 +36,8 @@ pub struct MachineSpec {
     /// What the agent is to do. The backend adds the guest's half of what it provides: root,
     /// mounts, the link's device, the ring.
     pub contract: Contract,
+    /// The way out of the guest.
+    pub network: Network,
     /// Whether the hypervisor's process is confined.
     pub containment: Containment,
     /// Whether UML may use its seccomp mode.
@@ -84,6 +88,54 @@ pub struct Share {
     pub guest: PathBuf,
     /// Whether the guest may only read.
     pub read_only: bool,
+}
+
+/// The way out of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub enum Network {
+    /// There is none: the guest has only its own loopback.
+    None,
+    /// The guest's connections are made by the invoking user's own sockets; nothing reaches the
+    /// guest from outside.
+    User {
+        /// Whether the guest reaches what listens on the host's loopback, at the router's address.
+        host_loopback: bool,
+    },
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let user = |host_loopback| Network::User { host_loopback };
+        [Network::None, user(false), user(true)]
+            .into_iter()
+            .find(|network| network.to_string() == text)
+            .ok_or_else(|| format!("'{text}' is not one of none, user or user,host-loopback"))
+    }
+}
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Network::None => "none",
+            Network::User {
+                host_loopback: false,
+            } => "user",
+            Network::User {
+                host_loopback: true,
+            } => "user,host-loopback",
+        })
+    }
 }
 
 /// Whether the hypervisor's process is confined to the files that the machine needs.

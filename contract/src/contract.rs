@@ -6,6 +6,7 @@ mod tests;
 mod writer;
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -53,6 +54,8 @@ pub struct Contract {
     pub env: Vec<(OsString, OsString)>,
     /// `apppot.hostname`: the guest's host name.
     pub hostname: Option<String>,
+    /// `apppot.network`: the way out of the guest; `None`: it has only its own loopback.
+    pub network: Option<Network>,
     /// `apppot.deadline`: when the job must have ended, in milliseconds since the epoch.
     pub deadline: Option<SystemTime>,
     /// `apppot.grace`: what passes between asking processes to end and ending them, milliseconds.
@@ -193,6 +196,21 @@ pub struct Terminal {
     pub columns: u16,
 }
 
+/// The guest's network, which the agent sets up as it is said here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// The guest's interface, such as `eth0`.
+    pub interface: String,
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// Bits of its network.
+    pub prefix: u8,
+    /// The router to everywhere else.
+    pub gateway: Ipv4Addr,
+    /// The name server.
+    pub nameserver: Ipv4Addr,
+}
+
 /// Who is PID 1 while the job runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Boot {
@@ -249,6 +267,7 @@ impl Default for Contract {
             umask: 0o022,
             env: Vec::new(),
             hostname: None,
+            network: None,
             deadline: None,
             grace: Duration::from_secs(4),
             boot: Boot::Direct,

@@ -22,8 +22,8 @@ mod report;
 pub mod token;
 
 pub use contract::{
-    Boot, Changes, Channel, Contract, Files, Mount, Root, Stdin, Terminal, User, Workload, Writes,
-    CHANNELS, VERSION,
+    Boot, Changes, Channel, Contract, Files, Mount, Network, Root, Stdin, Terminal, User, Workload,
+    Writes, CHANNELS, VERSION,
 };
 pub use report::{Outcome, Report, Usage};
 pub use token::{Error, Token};

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use apppot_contract::cmdline::{self, Carrier, Found};
 use apppot_contract::link::{Decoder, Frame, Stream};
 use apppot_contract::{
-    document, percent, Boot, Changes, Channel, Contract, Files, Mount, Outcome, Report, Root,
-    Stdin, Terminal, Usage, User, Workload, Writes, CHANNELS,
+    document, percent, Boot, Changes, Channel, Contract, Files, Mount, Network, Outcome, Report,
+    Root, Stdin, Terminal, Usage, User, Workload, Writes, CHANNELS,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -123,8 +123,19 @@ fn terminal() -> impl Strategy<Value = Terminal> {
 }
 
 prop_compose! {
+    fn network()(
+        interface in "[!-.0-9;-~&&[^.]][!-.0-9;-~]{0,14}",
+        (address, prefix) in (any::<[u8; 4]>(), 0u8..=32),
+        (gateway, nameserver) in (any::<[u8; 4]>(), any::<[u8; 4]>()),
+    ) -> Network {
+        let (address, gateway) = (address.into(), gateway.into());
+        Network { interface, address, prefix, gateway, nameserver: nameserver.into() }
+    }
+}
+
+prop_compose! {
     fn contract()(
-        (id, hostname) in (name(), option::of(name())),
+        (id, hostname, network) in (name(), option::of(name()), option::of(network())),
         (link, jobdir, tmpdir) in (option::of(path()), path(), option::of(path())),
         (root, mounts, changes) in (option::of(root()), vec(mount(), 0..4), vec(changes(), 0..3)),
         files in option::of(files()),
@@ -134,7 +145,7 @@ prop_compose! {
         boot in prop_oneof![Just(Boot::Direct), Just(Boot::System)],
     ) -> Contract {
         Contract {
-            id, link, root, mounts, changes, files, jobdir, tmpdir, user, workload, stdin, terminal, env, hostname,
+            id, link, root, mounts, changes, files, jobdir, tmpdir, user, workload, stdin, terminal, env, hostname, network,
             deadline: deadline.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms)),
             grace: Duration::from_millis(grace),
             umask,
@@ -308,6 +319,7 @@ fn key() -> impl Strategy<Value = &'static str> {
         "TERM",
         "apppot.env",
         "apppot.hostname",
+        "apppot.network",
         "apppot.deadline",
         "apppot.grace",
         "apppot.boot",

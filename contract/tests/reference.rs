@@ -80,7 +80,7 @@ fn the_table_of_keys_is_the_code_s() {
         let key = line.split('=').next().unwrap();
         assert!(keys.contains(&key), "{key}");
     }
-    assert_eq!(keys.len(), 28);
+    assert_eq!(keys.len(), 29);
 }
 
 #[test]

@@ -152,7 +152,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     let _sudo = sudo::allow(Path::new("/"), &identity, &contract)?;
     let mut files = channels::receive(&contract, link)?;
     let kept = mounts::shares(&contract)?;
-    network::loopback_up().step("bringing up the loopback interface")?;
+    network::set_up(contract.network.as_ref())?;
     if let Some(files) = &mut files {
         files.remember()?;
     }

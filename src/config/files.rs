@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn files_are_read_with_every_key() {
         let text = "image = 'a.img'\nbackend = 'uml'\nkernel = '/k'\nmemory = '1G'\ncpus = 2\n\
-            containment = 'required'\nseccomp = 'off'\ntime-limit = '1h'\ngrace = 3\n\
+            containment = 'required'\nseccomp = 'off'\nnetwork = 'user'\ntime-limit = '1h'\ngrace = 3\n\
             channel = 'link'\nbind = ['/data:ro']\n[env]\nA = 'b'\n";
         let values = parse(text, Path::new("/project/apppot.toml")).unwrap();
         assert_eq!(values.image.as_deref(), Some(Path::new("/project/a.img")));
@@ -188,6 +188,7 @@ mod tests {
             ("memory = '1G'\nmemroy = '2G'\n", 2, "memroy"),
             ("\n\nmemory = 'much'\n", 3, "much"),
             ("containment = 'maybe'\n", 1, "maybe"),
+            ("network = 'bridge'\n", 1, "bridge"),
             ("image = [\n", 2, "array"),
         ] {
             let error = format!("{:#}", parse(text, Path::new("/c.toml")).unwrap_err());

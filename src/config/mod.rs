@@ -122,6 +122,7 @@ mod tests {
             ("APPPOT_CPUS", "2", "cpus"),
             ("APPPOT_CONTAINMENT", "off", "containment"),
             ("APPPOT_SECCOMP", "off", "seccomp"),
+            ("APPPOT_NETWORK", "user", "network"),
             ("APPPOT_TIME_LIMIT", "2h", "time-limit"),
             ("APPPOT_GRACE", "3s", "grace"),
             ("APPPOT_CHANNEL", "link", "channel"),

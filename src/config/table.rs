@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use apppot_backends::spec::{Containment, Seccomp};
+use apppot_backends::spec::{Containment, Network, Seccomp};
 use serde::Deserialize;
 
 use super::{Layers, Origin, Row, Setting};
@@ -90,6 +90,7 @@ keys! {
     cpus "cpus": Cpus => Cpus = Cpus(1), "", ["APPPOT_CPUS"];
     containment "containment": Containment => Containment = Containment::Auto, "", ["APPPOT_CONTAINMENT"];
     seccomp "seccomp": Seccomp => Seccomp = Seccomp::Auto, "", ["APPPOT_SECCOMP"];
+    network "network": Network => Network = Network::None, "", ["APPPOT_NETWORK"];
     time_limit "time-limit": Duration => Option<Duration> = None, "(none)", ["APPPOT_TIME_LIMIT"];
     grace "grace": Duration => Duration = GRACE, "", ["APPPOT_GRACE"];
     channel "channel": String => String = String::from("auto"), "", ["APPPOT_CHANNEL"];
@@ -116,7 +117,7 @@ macro_rules! words {
     )* };
 }
 
-words!(String, Size, Cpus, Duration);
+words!(String, Size, Cpus, Duration, Network);
 
 /// Enums of words, which configuration files have as well.
 macro_rules! choices {

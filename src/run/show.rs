@@ -36,6 +36,9 @@ pub(super) fn dry_run(
     if let Some(document) = &rendered.document {
         print_out(&format!("contract, by the link:\n{document}"));
     }
+    for helper in &rendered.helpers {
+        print_out(&format!("helper: {}\n", helper.join(" ")));
+    }
     print_out("command:\n");
     rendered
         .argv

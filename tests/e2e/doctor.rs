@@ -14,6 +14,7 @@ fn says_what_there_is() {
         "address space",
         "max_map_count",
         "containment",
+        "user network",
         "kvm",
         "free disk",
         "this machine can run AppPot",

@@ -28,6 +28,7 @@ mod environment;
 mod files;
 mod images;
 mod jobdir;
+mod network;
 mod options;
 mod qemu;
 mod refusals;

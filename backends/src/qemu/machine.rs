@@ -50,6 +50,7 @@ impl QemuMachine {
             descriptors: given.list,
             console: output,
             cpu: None,
+            fixed_addresses: false,
             confinement,
             at_end,
         }

@@ -53,6 +53,7 @@ impl Hypervisor for Qemu {
             changes: MAX_CHANGES,
             shares: MAX_SHARES,
             disks: 0,
+            user_network: false,
             // Beyond 255 the machine needs an interrupt remapper.
             cpus: 255,
         }

@@ -88,6 +88,7 @@ impl Plan {
         Rendered {
             backend,
             argv: crate::process::shown(self.program.path.as_os_str(), &self.args),
+            helpers: Vec::new(),
             descriptors: self
                 .given
                 .describe(vec![(arguments::MONITOR, "monitor (socketpair)")]),

@@ -1,6 +1,7 @@
 //! The UML kernel's command line, as data.
 
 use crate::descriptors::number;
+use crate::network;
 use crate::process::descriptor_path;
 
 /// Longest command line, bytes (`COMMAND_LINE_SIZE` in arch/um/include/asm/setup.h).
@@ -29,6 +30,8 @@ pub(crate) mod device {
     pub(crate) const ROOT: &str = "/dev/ubda";
     /// The ring: the second block device.
     pub(crate) const RING: &str = "/dev/ubdb";
+    /// The network: the first vector interface.
+    pub(crate) const NETWORK: &str = "vec0";
 }
 
 /// The most changes archives: block devices are `ubda` to `ubdp` (`MAX_DEV` in
@@ -97,6 +100,17 @@ pub(crate) fn root(read_only: bool, overlay: bool) -> String {
 /// `ubd1rc=`: the ring, which the guest only reads.
 pub(crate) fn ring() -> String {
     format!("ubd1rc={}", descriptor_path(descriptor::RING))
+}
+
+/// `vec0:`: the network (`Documentation/virt/uml/user_mode_linux_howto_v2.rst`).
+pub(crate) fn network() -> String {
+    let options = [
+        String::from("transport=fd"),
+        format!("fd={}", number::NETWORK),
+        format!("mac={}", network::mac(network::GUEST_MAC)),
+        format!("mtu={}", network::MTU),
+    ];
+    format!("{}:{}", device::NETWORK, options.join(","))
 }
 
 /// The first console is the kernel's standard error, where a panic is to be read; the first serial

@@ -227,7 +227,7 @@ fn places() -> Vec<PathBuf> {
 
 /// The lines of a configuration that this crate asks for.
 fn interesting(config: &str) -> String {
-    const OPTIONS: [&str; 12] = [
+    const OPTIONS: [&str; 13] = [
         "LOCALVERSION",
         "HZ",
         "SMP",
@@ -240,6 +240,7 @@ fn interesting(config: &str) -> String {
         "XFS_FS",
         "BTRFS_FS",
         "UML_MEM_FD",
+        "UML_NET_VECTOR",
     ];
     let is_asked = |line: &&str| {
         let option = line

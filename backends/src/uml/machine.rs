@@ -15,6 +15,7 @@ use crate::containment::{self, Confinement, Reach, Rule};
 use crate::cpu;
 use crate::descriptors::{duplicate, number, Descriptors};
 use crate::limits;
+use crate::network::{self, Passt};
 use crate::process::{self, Process, Spawn};
 use crate::ring::Ring;
 use crate::spec::Containment;
@@ -24,6 +25,8 @@ use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
 #[derive(Debug)]
 pub(super) struct UmlMachine {
     process: Process,
+    /// Ends after the kernel.
+    _network: Option<network::Running>,
     link: Option<Link>,
     console: Option<File>,
     facts: Facts,
@@ -35,6 +38,8 @@ impl UmlMachine {
     /// # Errors
     /// Something that the plan names is gone or in use, or the process cannot be started.
     pub(super) fn start(plan: Plan) -> Result<Self> {
+        let network = plan.passt.as_ref().map(Passt::start).transpose()?;
+        let (mut network, interface) = network.unzip();
         let backing = limits::choose_backing(plan.memory.size)?;
         let memory = plan.memory.make(&backing)?;
         let directory = memory.directory;
@@ -59,6 +64,9 @@ impl UmlMachine {
         }
         given.add(descriptor::MEMORY, memory.descriptor);
         let writable = given.writable(&needs)?;
+        given
+            .list
+            .extend(interface.map(|socket| (number::NETWORK, socket)));
         let confinement = Confinement::new(&rules, plan.containment)?;
         let (console, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(Error::system("make the console"))?;
@@ -69,6 +77,7 @@ impl UmlMachine {
             descriptors: given.list,
             console: output,
             cpu,
+            fixed_addresses: true,
             confinement,
             at_end,
         }
@@ -83,8 +92,11 @@ impl UmlMachine {
             memory_backing: backing.path.display().to_string(),
             pinned_to: cpu,
         };
+        // It has come up while the kernel was started.
+        network.as_mut().map_or(Ok(()), network::Running::ready)?;
         Ok(UmlMachine {
             process,
+            _network: network,
             link: Some(Link {
                 stream: link,
                 document: plan.document,

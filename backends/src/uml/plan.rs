@@ -18,8 +18,9 @@ use crate::image::ImageKind;
 use crate::kernel_line::KernelLine;
 use crate::limits;
 use crate::modules;
+use crate::network::{self, Passt};
 use crate::process::descriptor_path;
-use crate::spec::{Containment, MachineSpec, Seccomp, Writes};
+use crate::spec::{Containment, MachineSpec, Network, Seccomp, Writes};
 use crate::{Error, Hypervisor, Rendered, Result};
 
 /// What a UML kernel is started with.
@@ -33,6 +34,8 @@ pub(super) struct Plan {
     pub(super) given: Given,
     /// Guest memory.
     pub(super) memory: Memory,
+    /// The helper that has the network's sockets.
+    pub(super) passt: Option<Passt>,
     /// Whether standard input goes through a ring.
     pub(super) ring: bool,
     /// Whether the job's files come through a ring.
@@ -62,12 +65,17 @@ impl Plan {
         let kernel = Kernel::find(spec.kernel.as_deref())?;
         let mut given = Given::new(spec, needed_modules(&kernel, spec)?);
         let memory = Memory::new(&kernel, spec.memory, &mut given);
+        let passt = Passt::plan(spec.network)?;
+        if passt.is_some() && kernel.has("UML_NET_VECTOR") != Has::BuiltIn {
+            return Err(lacks(&kernel, "network interface (UML_NET_VECTOR)"));
+        }
         let ring = spec.contract.stdin == Stdin::Link && spec.contract.terminal.is_none();
         let files = spec.contract.files.as_ref();
         let files_ring = files.is_some_and(|files| files.channel == Channel::Link);
         let mut words = memory.words();
         words.extend(kernel_words(&kernel, spec)?);
         words.extend(disk_words(spec, ring, files_ring));
+        words.extend(passt.as_ref().map(|_| arguments::network()));
         let contract = complete(spec, ring);
         let can = backend.capabilities();
         let line = KernelLine::make(words, spec, &contract, &can, KERNELS_OWN_WORDS)?;
@@ -75,6 +83,7 @@ impl Plan {
             args: line.words,
             given,
             memory,
+            passt,
             ring,
             files_ring,
             bind: spec.cpus == 1,
@@ -91,6 +100,7 @@ impl Plan {
         Rendered {
             backend,
             argv: crate::process::shown(self.kernel.path.as_os_str(), &self.args),
+            helpers: self.passt.iter().map(Passt::shown).collect(),
             descriptors: self.descriptors(),
             environment: self.memory.environment(),
             containment: confined.then(|| self.needs().iter().map(Need::to_string).collect()),
@@ -106,6 +116,9 @@ impl Plan {
         }
         if self.files_ring {
             own.push((descriptor::FILES_RING, "the job's files (ring in memory)"));
+        }
+        if self.passt.is_some() {
+            own.push((number::NETWORK, "network (socketpair)"));
         }
         self.given.describe(own)
     }
@@ -253,6 +266,9 @@ fn complete(spec: &MachineSpec, ring: bool) -> apppot_contract::Contract {
     if let Some(files) = &mut contract.files {
         let ring = arguments::files_ring_device(spec.changes.len());
         files.ring = (files.channel == Channel::Link).then(|| ring.into());
+    }
+    if spec.network != Network::None {
+        contract.network = Some(network::contract(device::NETWORK));
     }
     if ring {
         contract.stdin = Stdin::Ring(PathBuf::from(device::RING));

@@ -1,12 +1,14 @@
 //! The contract from its tokens.
 
 use std::ffi::{OsStr, OsString};
+use std::net::Ipv4Addr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::{
-    Boot, Changes, Channel, Contract, Files, Mount, Root, Stdin, Terminal, User, Workload, Writes,
+    Boot, Changes, Channel, Contract, Files, Mount, Network, Root, Stdin, Terminal, User, Workload,
+    Writes,
 };
 use crate::token::{number, parse, Error, Token, TERM};
 
@@ -88,6 +90,7 @@ impl Reader {
             TERM => self.term = Some(utf8(token, token.bytes()?)?),
             "umask" => contract.umask = umask(token)?,
             "hostname" => contract.hostname = Some(name(token)?),
+            "network" => contract.network = Some(Network::read(token)?),
             "deadline" => {
                 let since = Duration::from_millis(number(token)?);
                 contract.deadline = Some(
@@ -237,6 +240,42 @@ impl Changes {
             },
         })
     }
+}
+
+impl Network {
+    fn read(token: &Token) -> Result<Self, Error> {
+        let [interface, address, gateway, nameserver] = token.fields::<4>()?;
+        let (address, prefix) = match address.iter().position(|&byte| byte == b'/') {
+            Some(at) => (&address[..at], parse(token, &address[at + 1..])?),
+            None => return Err(token.error("has an address without the bits of its network")),
+        };
+        if prefix > 32 {
+            return Err(token.error("has more bits of a network than an address has"));
+        }
+        Ok(Network {
+            interface: interface_name(token, interface)?,
+            address: ipv4(token, address)?,
+            prefix,
+            gateway: ipv4(token, &gateway)?,
+            nameserver: ipv4(token, &nameserver)?,
+        })
+    }
+}
+
+/// A name that a network interface can have (`dev_valid_name` in net/core/dev.c), in ASCII.
+fn interface_name(token: &Token, bytes: Vec<u8>) -> Result<String, Error> {
+    const LONGEST: usize = 15;
+    let good = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
+    if bytes.is_empty() || bytes.len() > LONGEST || bytes[0] == b'.' || !bytes.iter().all(good) {
+        return Err(token.error("names no network interface"));
+    }
+    utf8(token, bytes)
+}
+
+fn ipv4(token: &Token, bytes: &[u8]) -> Result<Ipv4Addr, Error> {
+    let text = std::str::from_utf8(bytes).ok();
+    let address = text.and_then(|text| text.parse().ok());
+    address.ok_or_else(|| token.error("has an address that is no IPv4 address"))
 }
 
 fn without_nul(token: &Token, bytes: Vec<u8>) -> Result<OsString, Error> {

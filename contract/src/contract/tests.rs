@@ -50,6 +50,15 @@ fn every_key_is_read_and_written() {
         c.env = vec![("A".into(), "".into()), ("B".into(), "= b".into())];
     });
     reads_as("apppot.hostname=h", |c| c.hostname = Some("h".into()));
+    reads_as("apppot.network=eth0,10.0.2.15/24,10.0.2.2,10.0.2.3", |c| {
+        c.network = Some(Network {
+            interface: "eth0".into(),
+            address: [10, 0, 2, 15].into(),
+            prefix: 24,
+            gateway: [10, 0, 2, 2].into(),
+            nameserver: [10, 0, 2, 3].into(),
+        });
+    });
     reads_as("apppot.deadline=1500", |c| {
         c.deadline = Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
     });
@@ -168,6 +177,7 @@ fn keys_that_may_come_once_say_so() {
         "apppot.terminal=1,1",
         "TERM=x",
         "apppot.hostname=x",
+        "apppot.network=x,1.1.1.1/8,1.1.1.2,1.1.1.3",
         "apppot.deadline=1",
         "apppot.grace=1",
         "apppot.boot=direct",
@@ -214,6 +224,41 @@ fn bad_values_are_named() {
         ("apppot.user=a%0Ab", "is no usable name"),
         ("apppot.group=a,b", "is no usable name"),
         ("apppot.hostname=%FF", "is not UTF-8 text"),
+        ("apppot.network=e", "has 1 fields where 4 belong"),
+        (
+            "apppot.network=,1.1.1.1/8,1.1.1.1,1.1.1.1",
+            "names no network interface",
+        ),
+        (
+            "apppot.network=.,1.1.1.1/8,1.1.1.1,1.1.1.1",
+            "names no network interface",
+        ),
+        (
+            "apppot.network=a/b,1.1.1.1/8,1.1.1.1,1.1.1.1",
+            "names no network interface",
+        ),
+        (
+            "apppot.network=e123456789012345,1.1.1.1/8,1.1.1.1,1.1.1.1",
+            "names no network interface",
+        ),
+        (
+            "apppot.network=e,1.1.1.1,1.1.1.1,1.1.1.1",
+            "without the bits",
+        ),
+        (
+            "apppot.network=e,1.1.1.1/33,1.1.1.1,1.1.1.1",
+            "more bits of a network",
+        ),
+        ("apppot.network=e,1.1.1.1/x,1.1.1.1,1.1.1.1", "is no number"),
+        (
+            "apppot.network=e,1.1.1.1/8,1.1.1,1.1.1.1",
+            "no IPv4 address",
+        ),
+        ("apppot.network=e,1.1.1.1/8,1.1.1.1,::1", "no IPv4 address"),
+        (
+            "apppot.network=e,256.1.1.1/8,1.1.1.1,1.1.1.1",
+            "no IPv4 address",
+        ),
         ("apppot.uid=-1", "is no number"),
         ("apppot.uid=+1", "is no number"),
         ("apppot.uid=", "is no number"),

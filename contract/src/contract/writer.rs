@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::time::UNIX_EPOCH;
 
-use super::{Boot, Contract, Files, Mount, Stdin, User, Workload, Writes};
+use super::{Boot, Contract, Files, Mount, Network, Stdin, User, Workload, Writes};
 use crate::token::{Writer, TERM};
 
 impl Contract {
@@ -51,6 +51,9 @@ impl Contract {
         if let Some(hostname) = &self.hostname {
             out.add("hostname", hostname);
         }
+        if let Some(network) = &self.network {
+            network.write(out);
+        }
         if let Some(deadline) = self.deadline {
             let since = deadline.duration_since(UNIX_EPOCH).unwrap_or_default();
             out.add("deadline", since.as_millis().to_string());
@@ -84,6 +87,18 @@ impl Files {
         for pattern in &self.results {
             out.add("results", pattern);
         }
+    }
+}
+
+impl Network {
+    fn write(&self, out: &mut Writer) {
+        let fields = [
+            self.interface.clone(),
+            format!("{}/{}", self.address, self.prefix),
+            self.gateway.to_string(),
+            self.nameserver.to_string(),
+        ];
+        out.add_fields("network", &fields.each_ref().map(|field| field.as_bytes()));
     }
 }
 

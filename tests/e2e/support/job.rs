@@ -162,6 +162,7 @@ pub(crate) struct Run<'a> {
     limit: Duration,
     limits: Vec<(libc::__rlimit_resource_t, u64)>,
     mounts: Option<String>,
+    has_own_network: bool,
     umask: Option<u32>,
     ignored: Option<i32>,
 }
@@ -190,6 +191,7 @@ impl<'a> Run<'a> {
             limit: Duration::from_secs(60),
             limits: Vec::new(),
             mounts: None,
+            has_own_network: false,
             umask: None,
             ignored: None,
         }
@@ -286,6 +288,12 @@ impl<'a> Run<'a> {
         self
     }
 
+    /// As [`Run::mounts`], also in a network namespace of its own.
+    pub(crate) fn network(mut self, script: &str) -> Self {
+        self.has_own_network = true;
+        self.mounts(script)
+    }
+
     /// The process as it will be started, but for its standard streams.
     pub(crate) fn command(&self) -> Command {
         let mut command = self.launcher();
@@ -334,6 +342,9 @@ impl<'a> Run<'a> {
         };
         let mut command = Command::new("unshare");
         command.arg(if site.is_root { "-m" } else { "-rm" });
+        if self.has_own_network {
+            command.arg("-n");
+        }
         command.args(["sh", "-c", script, "sh"]);
         if site.is_root {
             let (uid, gid) = (site.user.uid.to_string(), site.user.gid.to_string());

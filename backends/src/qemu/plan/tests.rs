@@ -28,6 +28,7 @@ fn spec() -> MachineSpec {
         kernel: None,
         agent: Cow::Borrowed(b"agent"),
         memory: 512 << 20,
+        network: crate::spec::Network::None,
         cpus: 2,
         changes: vec![Changes {
             path: PathBuf::from("/changes"),

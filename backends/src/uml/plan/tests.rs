@@ -47,6 +47,7 @@ impl Place {
             memory: 64 << 20,
             cpus: 1,
             changes: Vec::new(),
+            network: Network::None,
             shares: vec![Share {
                 host: PathBuf::from("/"),
                 guest: PathBuf::from("/home/ada/a job"),
