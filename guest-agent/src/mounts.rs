@@ -136,7 +136,43 @@ pub(crate) fn system() -> io::Result<()> {
             mount(Some(filesystem), target, Some(filesystem), flags, options)
         })?;
     }
+    cpuinfo()?;
     device_links()
+}
+
+/// User-Mode Linux names no cores in /proc/cpuinfo, and then ps(1) of procps 4.0 has nothing to start
+/// from: the same text with a core for each processor takes its place.
+fn cpuinfo() -> io::Result<()> {
+    let target = format!("{ROOT}/proc/cpuinfo");
+    let text = fs::read_to_string(&target)?;
+    if !text.contains("User Mode Linux") || text.contains("core id") {
+        return Ok(());
+    }
+    fs::write("/cpuinfo", with_cores(&text))?;
+    fs::set_permissions("/cpuinfo", fs::Permissions::from_mode(0o444))?;
+    mount(
+        Some("/cpuinfo"),
+        target.as_str(),
+        NONE,
+        MsFlags::MS_BIND,
+        NONE,
+    )
+    .map_err(|errno| annotate("/proc/cpuinfo", errno))
+}
+
+fn with_cores(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 64);
+    for line in text.lines() {
+        out.push_str(line);
+        out.push('\n');
+        let number = line
+            .strip_prefix("processor")
+            .and_then(|rest| rest.split_once(':'));
+        if let Some((_, number)) = number {
+            out.push_str(&format!("core id\t\t: {}\n", number.trim()));
+        }
+    }
+    out
 }
 
 /// Mounts on `target`, and makes the directory when that fails for want of it: a system call less
@@ -308,4 +344,17 @@ fn make_tmpdir(tmpdir: &Path) -> io::Result<()> {
 fn annotate(what: &str, errno: nix::Error) -> io::Error {
     let error = io::Error::from(errno);
     io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_processor_gets_a_core() {
+        let text = "processor\t: 0\nmode\t: skas\n\nprocessor\t: 1\nmode\t: skas\n\n";
+        let expected = "processor\t: 0\ncore id\t\t: 0\nmode\t: skas\n\n\
+            processor\t: 1\ncore id\t\t: 1\nmode\t: skas\n\n";
+        assert_eq!(with_cores(text), expected);
+    }
 }

@@ -74,7 +74,7 @@ fn spawn(
     let image = Image::new(program, environment)?;
     let streams = match &contract.terminal {
         Some(terminal) => Streams::terminal(terminal, identity)?,
-        None => Streams::pipes(&contract.stdin)?,
+        None => Streams::pipes(&contract.stdin, identity)?,
     };
     let mut birth = Birth {
         image: &image,
@@ -235,16 +235,24 @@ struct Streams {
 }
 
 impl Streams {
-    fn pipes(stdin: &Stdin) -> io::Result<Self> {
+    fn pipes(stdin: &Stdin, identity: &Identity) -> io::Result<Self> {
+        let (uid, gid) = (identity.uid.into(), identity.gid.into());
+        // The pipes belong to the user, who can then open them by name: /dev/stdin, /dev/stderr.
+        let pipe = || {
+            let ends = pipe2(OFlag::O_CLOEXEC)?;
+            // Both ends are one file.
+            nix::unistd::fchown(&ends.0, Some(uid), Some(gid))?;
+            io::Result::Ok(ends)
+        };
         let (input, stdin) = match stdin {
             Stdin::Null => (File::open("/dev/null")?.into(), None),
             Stdin::Link | Stdin::Ring(_) => {
-                let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+                let (read, write) = pipe()?;
                 (read, Some(ours(write)?))
             }
         };
-        let (stdout, output) = pipe2(OFlag::O_CLOEXEC)?;
-        let (stderr, error) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stdout, output) = pipe()?;
+        let (stderr, error) = pipe()?;
         Ok(Streams {
             stdin,
             stdout: ours(stdout)?,

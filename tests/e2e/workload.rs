@@ -78,3 +78,10 @@ fn a_shell_of_the_images_user() {
         .exits(0)
         .shows(&["-bash user"]);
 }
+
+#[test]
+fn ps_knows_when_the_machine_started() {
+    let Some(job) = Job::new() else { return };
+    let done = job.sh("ps aux | cat; ps -o comm= -p $$").go().exits(0);
+    done.quietly();
+}
