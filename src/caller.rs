@@ -157,6 +157,9 @@ pub(crate) fn hostname() -> Option<String> {
     (!name.is_empty() && name.chars().all(allowed)).then_some(name)
 }
 
+/// Bytes of an environment file: more than fits into a contract.
+const ENVIRONMENT_LIMIT: u64 = 4 << 20;
+
 /// What `--env` and `--env-file` add to the job's environment.
 ///
 /// # Errors
@@ -168,7 +171,8 @@ pub(crate) fn environment(
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let mut variables = Vec::new();
     for path in files {
-        let text = std::fs::read(path)
+        let text = crate::files::open_stream(path)
+            .and_then(|file| crate::files::read_bounded(file, ENVIRONMENT_LIMIT))
             .with_context(|| format!("cannot read the environment file '{}'", path.display()))?;
         for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
             if line.is_empty() || line.starts_with(b"#") {

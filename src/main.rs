@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod doctor;
 mod failure;
+mod files;
 mod outcome;
 mod run;
 mod session;

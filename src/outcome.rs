@@ -31,7 +31,7 @@ pub(crate) enum Ending {
     TooLate,
     /// The deadline passed, and the agent did not get to report.
     TimedOut,
-    /// The machine ended without a report.
+    /// The machine ended without a report, or a stream was not carried whole.
     Lost(Lost),
     /// The job's files could not be sent, which has been said.
     Unsent,
@@ -39,17 +39,22 @@ pub(crate) enum Ending {
     Unreturned(String),
 }
 
-/// A machine that ended without a report, and what is known about it.
+/// A run whose result is lost, and what is known about it.
 #[derive(Debug)]
 pub(crate) struct Lost {
+    what: &'static str,
     reason: String,
     /// The console's last lines.
     pub(crate) console: Vec<String>,
 }
 
+/// What is lost when the machine ends without a report.
+const NO_REPORT: &str = "the machine ended without reporting how the command ended";
+
 impl Lost {
     fn new(reason: impl Into<String>) -> Self {
         Lost {
+            what: NO_REPORT,
             reason: reason.into(),
             console: Vec::new(),
         }
@@ -60,11 +65,12 @@ impl Lost {
         Self::new(format!("the guest broke the rules of the link: {error}"))
     }
 
-    /// What the command wrote did not reach its place.
-    pub(crate) fn output(error: &str) -> Self {
-        Self::new(format!(
-            "the command's output could not be written: {error}"
-        ))
+    /// The command ended well, but what it wrote or was to read did not reach its place: `what`.
+    pub(crate) fn stream(what: &'static str, reason: &str) -> Self {
+        Lost {
+            what,
+            ..Self::new(reason)
+        }
     }
 
     /// No agent has spoken.
@@ -168,7 +174,7 @@ impl Ending {
                     error =
                         anyhow::anyhow!("{}; its console's last lines:\n  {console}", lost.reason);
                 }
-                Some(error.context("the machine ended without reporting how the command ended"))
+                Some(error.context(lost.what))
             }
         }
     }
@@ -181,7 +187,7 @@ impl Ending {
             Ending::Unsent => json!({ "outcome": "unsent" }),
             Ending::Unreturned(reason) => json!({ "outcome": "unreturned", "reason": reason }),
             Ending::Lost(lost) => json!({
-                "outcome": "lost", "reason": lost.reason, "console": lost.console,
+                "outcome": "lost", "what": lost.what, "reason": lost.reason, "console": lost.console,
             }),
         }
     }
@@ -226,7 +232,8 @@ pub(crate) fn write_report(path: &Path, report: &serde_json::Value) -> Result<()
     let failed = || format!("cannot write the report to '{}'", path.display());
     if path.exists() && !path.is_file() {
         // Such as /dev/stderr.
-        return std::fs::write(path, format!("{report}\n")).with_context(failed);
+        let text = format!("{report}\n");
+        return crate::files::write_special(path, text.as_bytes()).with_context(failed);
     }
     let mut file = tempfile::Builder::new()
         .prefix(".apppot-report-")

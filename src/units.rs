@@ -22,9 +22,10 @@ pub(crate) struct Cpus(pub(crate) u32);
 
 /// A value that a configuration file may write with or without quotes.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "this is neither a number nor text")]
 enum Text {
-    Number(u64),
+    Number(i64),
+    Fraction(f64),
     String(String),
 }
 
@@ -32,6 +33,7 @@ impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Text::Number(number) => number.fmt(f),
+            Text::Fraction(number) => number.fmt(f),
             Text::String(text) => text.fmt(f),
         }
     }

@@ -1,7 +1,6 @@
 //! Configuration files: where they are, whose word counts, what they say.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use anyhow::{Context, Result};
 use super::{Layers, Origin, Values};
 use crate::caller;
 use crate::failure::hinted;
+use crate::files;
 
 /// The configuration files that there are: the project's, the user's, the site's.
 ///
@@ -40,7 +40,7 @@ fn project_file(jobdir: &Path) -> Option<PathBuf> {
     jobdir
         .ancestors()
         .map(|directory| directory.join("apppot.toml"))
-        .find(|path| path.is_file())
+        .find(|path| path.symlink_metadata().is_ok())
 }
 
 /// Who may have written a file.
@@ -52,19 +52,23 @@ enum Whose {
     Sites,
 }
 
+/// Bytes of a configuration file.
+const LIMIT: u64 = 1 << 20;
+
 fn read(path: &Path, whose: Whose) -> Result<Option<Values>> {
     let failed = || format!("cannot read configuration '{}'", path.display());
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        // A home directory that cannot be entered (su, cron) has no configuration for this user.
+    // A home directory that cannot be entered (su, cron) has no configuration for this user. What can
+    // be seen must be readable: it may hold what the site requires.
+    match path.symlink_metadata() {
         Err(error) if is_absent(&error) => return Ok(None),
-        Err(error) => return Err(error).with_context(failed),
+        found => found.with_context(failed)?,
     };
+    let file = files::open_regular(path).with_context(failed)?;
     if whose == Whose::Callers {
         trust(path, &file)?;
     }
-    let mut text = String::new();
-    file.read_to_string(&mut text).with_context(failed)?;
+    let text = files::read_bounded(file, LIMIT).with_context(failed)?;
+    let text = String::from_utf8(text).with_context(failed)?;
     parse(&text, path).map(Some)
 }
 
@@ -148,6 +152,19 @@ fn parse(text: &str, path: &Path) -> Result<Values> {
             "the keys are those that 'apppot config' lists",
         )
     })?;
+    if let Some(name) = values
+        .env
+        .iter()
+        .flatten()
+        .map(|(name, _)| name)
+        .find(|name| !is_name(name))
+    {
+        let line = line_of_key(text, name);
+        anyhow::bail!(
+            "{}:{line}: '{name}' cannot be a variable's name",
+            path.display()
+        );
+    }
     // A relative path is relative to the file that names it.
     let base = path.parent().unwrap_or(Path::new("/"));
     for file in [&mut values.image, &mut values.kernel]
@@ -159,6 +176,20 @@ fn parse(text: &str, path: &Path) -> Result<Values> {
         }
     }
     Ok(values)
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
+}
+
+/// The line of a key that is in quotes, as those are that cannot be a name; else the first one.
+fn line_of_key(text: &str, key: &str) -> usize {
+    let starts = |line: &str| {
+        let rest = line.trim_start().strip_prefix(['"', '\'']);
+        rest.and_then(|rest| rest.strip_prefix(key))
+            .is_some_and(|rest| rest.starts_with(['"', '\'']))
+    };
+    text.lines().position(starts).map_or(1, |index| index + 1)
 }
 
 #[cfg(test)]
@@ -190,6 +221,14 @@ mod tests {
             ("containment = 'maybe'\n", 1, "maybe"),
             ("network = 'bridge'\n", 1, "bridge"),
             ("image = [\n", 2, "array"),
+            ("grace = -1\n", 1, "'-1' is no duration"),
+            ("memory = true\n", 1, "neither a number nor text"),
+            (
+                "[env]\nA = 'x'\n'' = 'x'\n",
+                3,
+                "'' cannot be a variable's name",
+            ),
+            ("[env]\n\"A=B\" = 'x'\n", 2, "'A=B'"),
         ] {
             let error = format!("{:#}", parse(text, Path::new("/c.toml")).unwrap_err());
             assert!(error.starts_with(&format!("/c.toml:{line}: ")), "{error}");

@@ -1,7 +1,8 @@
 //! Our standard input on its way to the command.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use apppot_contract::link::Frame;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -11,14 +12,22 @@ use super::feed::Feed;
 /// Bytes read at once.
 const CHUNK: usize = 512 << 10;
 
-/// Reads standard input to its end, as far as the guest takes it.
-pub(super) fn pass_on(mut feed: Feed) {
+/// Reads standard input to its end, as far as the guest takes it, or to the `failure` of doing so.
+pub(super) fn pass_on(mut feed: Feed, failure: &OnceLock<String>) {
+    // A terminal that hangs up has ended, whatever read(2) calls that.
+    let is_terminal = io::stdin().is_terminal();
     let mut buffer = vec![0; CHUNK];
     loop {
         let most = feed.space().min(buffer.len());
         let passed = match read(io::stdin().as_fd(), &mut buffer[..most]) {
-            // An input that cannot be read has ended, as programs see it.
-            Ok(0) | Err(_) => break,
+            Ok(0) => break,
+            // The command's own input just ends; the launcher says that it was not whole.
+            Err(errno) => {
+                if !is_terminal {
+                    let _ = failure.set(io::Error::from(errno).to_string());
+                }
+                break;
+            }
             Ok(len) => feed.pass_on(&buffer[..len]),
         };
         if let Err(error) = passed {

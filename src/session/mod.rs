@@ -16,7 +16,7 @@ pub(crate) mod terminal;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -95,6 +95,8 @@ struct Session<'a> {
     signals: Signals,
     outputs: [Output; 2],
     input: Option<Returns>,
+    /// Why standard input could not be read to its end.
+    input_failure: Arc<OnceLock<String>>,
     files: Option<Files>,
     /// Whether the command has ended and its results are on their way.
     returning: bool,
@@ -142,6 +144,7 @@ impl<'a> Session<'a> {
             console,
             signals,
             input: None,
+            input_failure: Arc::default(),
             files,
             returning: false,
             document: link.document,
@@ -342,10 +345,11 @@ impl<'a> Session<'a> {
         if stdin.is_none() && send.is_none() {
             return Ok(());
         }
+        let failure = Arc::clone(&self.input_failure);
         let feeding = move || {
             let sent = send.is_none_or(|send| send());
             if let Some(feed) = stdin.filter(|_| sent) {
-                input::pass_on(feed);
+                input::pass_on(feed, &failure);
             }
         };
         let thread = std::thread::Builder::new().name(String::from("stdin"));
@@ -458,13 +462,15 @@ impl<'a> Session<'a> {
         if let Some(given_up) = self.write_out()? {
             ending = given_up;
         }
-        let lost = self.outputs.iter().find_map(Output::failure);
-        if let Some(error) = lost.filter(|_| ending.exit_status() == 0) {
-            ending = Ending::Lost(Lost::output(error));
-        }
         self.raw = None;
         if let Ending::Lost(lost) = &mut ending {
             lost.console = self.console.tail();
+        }
+        for (what, reason) in self.broken_streams() {
+            match ending.exit_status() {
+                0 => ending = Ending::Lost(Lost::stream(what, reason)),
+                _ => crate::failure::warn(&format!("{what}: {reason}")),
+            }
         }
         Ok(Ended {
             ending,
@@ -505,6 +511,15 @@ impl<'a> Session<'a> {
             None if self.boot.is_some() && !files.is_sending() => ending.without_any_results(),
             None => ending,
         })
+    }
+
+    /// The streams that were not carried whole, and why.
+    fn broken_streams(&self) -> Vec<(&'static str, &str)> {
+        let outputs = self.outputs.iter().filter_map(Output::failure);
+        let outputs = outputs.map(|why| ("the command's output could not be written", why));
+        let input = self.input_failure.get();
+        let input = input.map(|why| ("standard input could not be read to its end", why.as_str()));
+        outputs.chain(input).collect()
     }
 
     /// Waits until everything has been written, for as long as the readers take and nobody wants the

@@ -334,3 +334,17 @@ fn mistakes_in_usage() {
         done.says(&[what]);
     }
 }
+
+#[test]
+fn a_report_to_a_pipe_that_nobody_reads() {
+    let Some(job) = Job::new() else { return };
+    let fifo = job.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    job.give(&fifo);
+    let done = job
+        .run(&["true"])
+        .with(&["--report", "fifo"])
+        .go()
+        .exits(125);
+    done.says(&["cannot write the report to 'fifo'", "nobody reads"]);
+}

@@ -216,9 +216,35 @@ fn a_reader_that_never_reads_does_not_hold_the_end() {
 #[test]
 fn output_that_cannot_be_written_is_a_failure() {
     let Some(job) = Job::new() else { return };
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    let done = job.sh("echo lost; exit 0").output(full).go();
-    done.exits(125).says(&["No space left"]);
+    for (status, ends) in [(0, 125), (4, 4)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let script = format!("echo lost; exit {status}");
+        let done = job.sh(&script).output(full).go().exits(ends);
+        done.says(&["output could not be written", "No space left"]);
+    }
+}
+
+#[test]
+fn input_that_cannot_be_read_is_a_failure() {
+    let Some(job) = Job::new() else { return };
+    for (status, ends) in [(0, 125), (4, 4)] {
+        let directory = File::open(job.path()).unwrap();
+        let script = format!("cat; exit {status}");
+        let done = job.sh(&script).input(Input::File(directory)).go();
+        let done = done.exits(ends);
+        done.says(&["standard input could not be read", "Is a directory"]);
+    }
+}
+
+#[test]
+fn can_be_opened_by_name() {
+    let Some(job) = Job::new() else { return };
+    let script = "cat /dev/stdin; echo out >/dev/stdout; echo err | tee /dev/stderr >/dev/null";
+    let done = job.sh(script).bytes("in\n").go().exits(0);
+    assert_eq!(
+        (done.text().as_str(), done.stderr.as_str()),
+        ("in\nout\n", "err\n")
+    );
 }
 
 #[test]
