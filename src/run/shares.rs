@@ -1,7 +1,7 @@
 //! The host's directories that the guest sees: the job directory and the binds.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 use apppot_backends::spec::Share;
@@ -9,6 +9,7 @@ use apppot_backends::spec::Share;
 use crate::caller::{self, JobDirectory};
 use crate::cli::MachineArgs;
 use crate::config::Config;
+use crate::failure::hinted;
 
 /// The job directory and the binds, and where the guest sees the job directory.
 pub(super) fn shares(
@@ -54,6 +55,24 @@ fn belongs_to_the_system(path: &Path) -> bool {
         || SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
+/// Where the guest has devices and the kernel's own files.
+fn is_the_guests_own(path: &Path) -> bool {
+    path == Path::new("/dev") || ["/proc", "/sys"].iter().any(|own| path.starts_with(own))
+}
+
+/// The path without "." and "..".
+fn normal(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(out.pop()),
+            Component::CurDir => {}
+            part => out.push(part),
+        }
+    }
+    out
+}
+
 /// `HOST[:GUEST][:ro]`.
 fn bind(text: &OsString) -> Result<Share> {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -70,14 +89,21 @@ fn bind(text: &OsString) -> Result<Share> {
     };
     let host = std::fs::canonicalize(&host).with_context(|| format!("'{}'", host.display()))?;
     if !host.is_dir() {
-        bail!(
-            "'{}' is no directory; only directories can be shared",
-            host.display()
-        );
+        let directory = host.parent().unwrap_or(&host);
+        return Err(hinted(
+            format!(
+                "'{}' is no directory; only directories can be shared",
+                host.display()
+            ),
+            format!(
+                "bind the directory that it is in: --bind '{}'",
+                directory.display()
+            ),
+        ));
     }
     caller::may_enter(&host).with_context(|| format!("'{}'", host.display()))?;
-    let guest = guest.unwrap_or_else(|| host.clone());
-    if !guest.is_absolute() || guest == Path::new("/") {
+    let guest = normal(&guest.unwrap_or_else(|| host.clone()));
+    if !guest.is_absolute() || guest == Path::new("/") || is_the_guests_own(&guest) {
         bail!(
             "'{}' is no place for a directory in the guest",
             guest.display()

@@ -96,17 +96,30 @@ fn contract(
         .map(|(name, value)| (name.into(), value.into()))
         .chain(caller::environment(&args.env_file, &args.env)?)
         .collect();
+    let user = match args.root {
+        true => None,
+        false => caller::user(args.user.clone()),
+    };
+    if let (None, Some(name)) = (&user, &args.user) {
+        return Err(hinted(
+            format!("--user {name}: an account gets the caller's numbers, and root's would make it root"),
+            format!("call apppot as another user, or change to it in the guest: -- runuser -u {name} -- COMMAND"),
+        ));
+    }
     let (stdin, terminal) = streams(args);
     let limit = config.time_limit.value;
+    if limit.is_some_and(|limit| limit.0.is_zero()) {
+        return Err(hinted(
+            format!("the time limit is 0 (from: {})", config.time_limit.origin),
+            "leave it out for a job without a limit",
+        ));
+    }
     let time_left = limit.map(|limit| limit.0.saturating_sub(started.elapsed()));
     Ok(Contract {
         id,
         jobdir,
         tmpdir: Some(PathBuf::from("/tmp")),
-        user: match args.root {
-            true => None,
-            false => caller::user(args.user.clone()),
-        },
+        user,
         workload,
         stdin,
         terminal,
@@ -142,7 +155,23 @@ fn open_image(path: &Path) -> Result<Image> {
         Some("host") => Path::new("/"),
         _ => path,
     };
-    Ok(Image::open(path)?)
+    Image::open(path).map_err(|error| match is_reference(path) {
+        true => hinted(
+            format!("there is no image file '{}'", path.display()),
+            "an image is a file or a root directory here, not a name in a registry",
+        ),
+        false => error.into(),
+    })
+}
+
+/// Whether this looks like a name in a registry (`docker://alpine`, `ubuntu:22.04`), and is no file.
+fn is_reference(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let tagged = || {
+        text.split_once(':')
+            .is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty())
+    };
+    !path.exists() && !path.is_absolute() && tagged()
 }
 
 fn check_id(id: &str) -> Result<String> {

@@ -74,6 +74,9 @@ fn what_cannot_be_bound_is_refused_before_boot() {
         ("file", "no directory"),
         (".:relative", "'relative' is no place"),
         (".:/", "no place"),
+        (".:/dev", "'/dev' is no place"),
+        (".:/mnt/../proc", "'/proc' is no place"),
+        (".:/sys/fs", "'/sys/fs' is no place"),
         ("", "cannot bind"),
     ] {
         let done = job.sh("echo ran >ran").with(&["--bind", bind]).go();

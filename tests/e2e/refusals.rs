@@ -227,3 +227,30 @@ fn few_open_files() {
     refused(run(64), &names);
     run(256).go().exits(0).quietly();
 }
+
+#[test]
+fn files_that_are_none() {
+    let Some(job) = Job::new() else { return };
+    let fifo = job.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    job.give(&fifo);
+    let run = |options: &[&str]| job.sh("touch ran").with(options);
+    refused(run(&["--env-file", "fifo"]), &["fifo", "nobody writes"]);
+    refused(
+        run(&["--env-file", "/dev/zero"]),
+        &["/dev/zero", "larger than"],
+    );
+    refused(run(&["--time-limit", "0"]), &["time limit is 0", "option"]);
+    refused(
+        run(&["--image", "ubuntu:22.04"]),
+        &["no image file 'ubuntu:22.04'", "hint: "],
+    );
+    let config = job.path().join("apppot.toml");
+    fs::rename(&fifo, &config).unwrap();
+    refused(run(&[]), &["apppot.toml", "no regular file"]);
+    fs::remove_file(&config).unwrap();
+    job.put("apppot.toml", "");
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o000)).unwrap();
+    refused(run(&[]), &["apppot.toml", "ermission denied"]);
+    assert!(!job.has("ran"));
+}
