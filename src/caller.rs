@@ -91,6 +91,16 @@ fn is_usable(name: &str) -> bool {
     !name.is_empty() && name.len() <= 32 && !name.starts_with('-') && name.chars().all(allowed)
 }
 
+/// Where AppPot remembers what it can find out again: `$XDG_CACHE_HOME/apppot`.
+pub(crate) fn cache_directory() -> Option<PathBuf> {
+    let absolute = |name| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    cache.map(|cache| cache.join("apppot"))
+}
+
 /// The job directory: where it really is, and the path by which the caller knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JobDirectory {

@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Record what is in an appliance, and carry changes from one copy to another
     #[command(subcommand)]
     Snap(SnapCommand),
+    /// Sign images and changes archives, and verify their signatures
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Check what this machine offers, and say what to do where it lacks something
     Doctor,
     /// Show the effective configuration and where each value comes from
@@ -51,6 +54,35 @@ pub(crate) enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+}
+
+/// `apppot image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Sign images and changes archives: FILE.minisig beside FILE
+    Sign {
+        /// The secret key that 'minisign -G' made (default: minisign's own)
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// What to say, and sign too (default: the time and the file's name)
+        #[arg(long, value_name = "TEXT", value_parser = comment)]
+        comment: Option<String>,
+        /// The images and archives
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Examine images and changes archives
+    Verify {
+        /// Verify the signature beside each
+        #[arg(long, required = true)]
+        signature: bool,
+        /// A public key, or the file that holds it (default: the trusted keys of the configuration)
+        #[arg(long, value_name = "KEY")]
+        public_key: Vec<String>,
+        /// The images and archives
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
     },
 }
 
@@ -304,4 +336,12 @@ pub(crate) struct MachineArgs {
     /// Print what would be started, and start nothing
     #[arg(long, help_heading = "Job")]
     pub(crate) dry_run: bool,
+}
+
+/// A signature's comment is one line.
+fn comment(text: &str) -> Result<String, String> {
+    match text.chars().any(char::is_control) {
+        true => Err(String::from("a comment is one line of text")),
+        false => Ok(text.to_owned()),
+    }
 }

@@ -28,7 +28,7 @@ impl fmt::Display for Hinted {
 impl std::error::Error for Hinted {}
 
 /// The advice that an error or one of its causes carries.
-fn hint(error: &anyhow::Error) -> Option<String> {
+pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         if let Some(hinted) = cause.downcast_ref::<Hinted>() {
             return Some(hinted.hint.clone());
@@ -64,16 +64,43 @@ pub(crate) fn print(error: &anyhow::Error, as_json: bool) {
         true => ("\x1b[1;31m", "\x1b[0m"),
         false => ("", ""),
     };
-    say(&format!("{red}error:{plain} {error}"));
+    say(&format!(
+        "{red}error:{plain} {}",
+        printable(&error.to_string())
+    ));
     for cause in error.chain().skip(1) {
-        say(&format!("caused by: {cause}"));
+        say(&format!("caused by: {}", printable(&cause.to_string())));
     }
     if let Some(hint) = hint {
-        say(&format!("hint: {hint}"));
+        say(&format!("hint: {}", printable(&hint)));
     }
+}
+
+/// Names of files may come from anywhere, and hold what a terminal would obey.
+fn printable(text: &str) -> String {
+    let is_safe = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars()
+        .map(|c| match is_safe(c) {
+            true => c.to_string(),
+            false => c.escape_default().to_string(),
+        })
+        .collect()
 }
 
 /// Prints a warning to standard error.
 pub(crate) fn warn(text: &str) {
     say(&format!("warning: {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn terminals_are_not_commanded() {
+        assert_eq!(
+            printable("a\u{1b}[2J\u{9b}b\n\tü"),
+            "a\\u{1b}[2J\\u{9b}b\n\tü"
+        );
+    }
 }

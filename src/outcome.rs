@@ -9,6 +9,8 @@ use apppot_backends::{Facts, MachineEnd};
 use apppot_contract::{Outcome, Report};
 use serde_json::json;
 
+use crate::failure::hinted;
+
 /// AppPot or the machine failed.
 pub(crate) const FAILED: u8 = 125;
 /// The command exists and cannot be executed.
@@ -96,6 +98,16 @@ impl Lost {
     }
 }
 
+/// What the agent says of a failed step; it may end in a line that says what to do.
+fn failed(step: &str, reason: &str) -> anyhow::Error {
+    let shown = |text: &str| printable(text.as_bytes());
+    let error = match reason.split_once("\nhint: ") {
+        Some((reason, hint)) => hinted(shown(reason), shown(hint)),
+        None => anyhow::anyhow!("{}", shown(reason)),
+    };
+    error.context(format!("the job failed in {}", shown(step)))
+}
+
 impl Ending {
     /// The launcher's exit status.
     pub(crate) fn exit_status(&self) -> u8 {
@@ -152,10 +164,7 @@ impl Ending {
                 Outcome::NotFound { reason } | Outcome::NotExecutable { reason } => {
                     Some(anyhow::anyhow!("{}", printable(reason.as_bytes())))
                 }
-                Outcome::Failed { step, reason } => {
-                    let (step, reason) = (printable(step.as_bytes()), printable(reason.as_bytes()));
-                    Some(anyhow::anyhow!("{reason}").context(format!("the job failed in {step}")))
-                }
+                Outcome::Failed { step, reason } => Some(failed(step, reason)),
             },
             Ending::Stopped(_) => None,
             Ending::TooLate => Some(crate::failure::hinted(
@@ -298,6 +307,15 @@ mod tests {
         ] {
             assert_eq!(ending.exit_status(), status, "{ending:?}");
         }
+    }
+
+    #[test]
+    fn a_hint_of_the_agent_s_is_one_of_the_launcher_s() {
+        let error = failed("merging", "made for another base\nhint: use\x1b[2J another");
+        assert_eq!(format!("{error:#}").matches("hint").count(), 0);
+        let hint = crate::failure::hint(&error).unwrap();
+        assert!(hint.starts_with("use"), "{hint}");
+        assert!(!hint.contains('\x1b'), "{hint}");
     }
 
     #[test]

@@ -6,21 +6,24 @@ mod images;
 mod report;
 
 use std::fs::File;
-use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use apppot_backends::image::Image;
 use apppot_backends::spec::{Changes, Writes};
+use apppot_backends::stamp::Stamp;
 use apppot_snapshot::archive::{self, Archive, Manifest};
 use apppot_snapshot::base::{identify, Base, Source};
 use apppot_snapshot::diff::compare;
 use apppot_snapshot::rules::Rules;
-use apppot_snapshot::tree::{Listing, Tree};
+use apppot_snapshot::tree::Listing;
 use apppot_snapshot::{hex, Entry, Error};
 
+use self::images::Appliance;
 use crate::cli::{ChangesArgs, General, SnapCommand, WhatChanged};
+use crate::output::Output;
 use crate::run;
+use crate::signature::Demand;
 
 /// Runs one of the commands.
 ///
@@ -32,13 +35,7 @@ pub(crate) fn run(command: &SnapCommand, general: &General) -> Result<u8> {
             image,
             overlay,
             output,
-        } => {
-            let (_, listing) =
-                images::record(image, overlay.as_deref(), &Rules::default(), general)?;
-            let base = Base::new(entries(listing), Source::Image);
-            write_whole(output, |file| Ok(base.write(file)?))?;
-            report::base(&base, output, general);
-        }
+        } => record_base(image, overlay.as_deref(), output, general)?,
         SnapCommand::Changes(args) => changes(args, general)?,
         SnapCommand::Inspect { file } => {
             let archive = open(file)?;
@@ -61,6 +58,35 @@ pub(crate) fn run(command: &SnapCommand, general: &General) -> Result<u8> {
     Ok(0)
 }
 
+fn record_base(
+    path: &Path,
+    overlay: Option<&Path>,
+    output: &Path,
+    general: &General,
+) -> Result<()> {
+    let inputs: Vec<&Path> = std::iter::once(path).chain(overlay).collect();
+    let new = Output::begin(output, &inputs)?;
+    let (_, listing) = record(path, overlay, &Rules::default(), general)?;
+    let base = Base::new(entries(listing), Source::Image);
+    new.write(|file| Ok(base.write(file)?))?;
+    new.keep()?;
+    report::base(&base, output, general);
+    Ok(())
+}
+
+/// Opens and records an appliance.
+fn record(
+    path: &Path,
+    overlay: Option<&Path>,
+    rules: &Rules,
+    general: &General,
+) -> Result<(Appliance, Listing)> {
+    let shown = || format!("cannot read appliance '{}'", path.display());
+    let appliance = Appliance::open(path, overlay).with_context(shown)?;
+    let listing = appliance.record(path, rules, general).with_context(shown)?;
+    Ok((appliance, listing))
+}
+
 fn entries(listing: Listing) -> Vec<Entry> {
     let found = listing.found.into_iter();
     found.map(|found| found.entry).collect()
@@ -69,7 +95,7 @@ fn entries(listing: Listing) -> Vec<Entry> {
 /// An appliance and its base.
 struct Compared {
     base: Base,
-    tree: Box<dyn Tree>,
+    appliance: Appliance,
     listing: Listing,
     rules: Rules,
 }
@@ -78,11 +104,10 @@ impl Compared {
     fn new(what: &WhatChanged, general: &General) -> Result<Self> {
         let rules = rules(what)?;
         let base = base(&what.base, general)?;
-        let (tree, listing) =
-            images::record(&what.image, what.overlay.as_deref(), &rules, general)?;
+        let (appliance, listing) = record(&what.image, what.overlay.as_deref(), &rules, general)?;
         Ok(Compared {
             base,
-            tree,
+            appliance,
             listing,
             rules,
         })
@@ -90,18 +115,24 @@ impl Compared {
 }
 
 fn changes(args: &ChangesArgs, general: &General) -> Result<()> {
-    let compared = Compared::new(&args.what, general)?;
+    let what = &args.what;
+    let inputs = [&what.base, &what.image].into_iter().chain(&what.overlay);
+    let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
+    let new = Output::begin(&args.output, &inputs)?;
+    let compared = Compared::new(what, general)?;
     let mut written = None;
-    write_whole(&args.output, |file| {
+    new.write(|file| {
         let Compared {
             base,
-            tree,
+            appliance,
             listing,
             rules,
         } = &compared;
-        written = Some(archive::write(file, base, tree.as_ref(), listing, rules)?);
-        Ok(())
+        let tree = appliance.tree.as_ref();
+        written = Some(archive::write(file, base, tree, listing, rules)?);
+        appliance.unchanged()
     })?;
+    new.keep()?;
     if let Some(written) = &written {
         report::written(written, &args.output, general);
     }
@@ -140,44 +171,49 @@ fn base(path: &Path, general: &General) -> Result<Base> {
             )
         });
     }
-    let (_, listing) = images::record(path, None, &Rules::default(), general)?;
+    let (_, listing) = record(path, None, &Rules::default(), general)?;
     Ok(Base::new(entries(listing), Source::Image))
 }
 
 fn open(path: &Path) -> Result<Archive> {
-    let file = File::open(path)
-        .with_context(|| format!("cannot open changes archive '{}'", path.display()))?;
-    let archive = Archive::open(file);
+    let archive = archive::open_file(path).and_then(Archive::open);
     archive.with_context(|| format!("cannot use changes archive '{}'", path.display()))
 }
 
 /// Examines the archives that a machine is to merge, while an error is still cheap.
 ///
 /// # Errors
-/// One is missing, truncated, damaged, or made for another base.
+/// One is missing, truncated, damaged, made for another base, or not signed as is demanded.
 pub(crate) fn examine(
-    paths: &[std::path::PathBuf],
+    paths: &[PathBuf],
     any_base: bool,
     image: &Image,
     writes: &Writes,
+    demand: Option<&Demand>,
 ) -> Result<Vec<Changes>> {
-    for (index, path) in paths.iter().enumerate() {
-        let archive = open(path)?;
+    let examined = paths.iter().enumerate().map(|(index, path)| {
+        let open = || format!("cannot open changes archive '{}'", path.display());
+        let used = || format!("cannot use changes archive '{}'", path.display());
+        // The machine's process may have another working directory.
+        let real = std::fs::canonicalize(path).with_context(open)?;
+        let file = archive::open_file(&real).with_context(open)?;
+        let stamp = Stamp::of(&file).with_context(open)?;
+        if let Some(demand) = demand {
+            demand.check_archive(&file, &real)?;
+        }
+        let archive = Archive::open(file).with_context(used)?;
         // Later ones may be for what the first ones make; an image that is written into may hold
         // them already. The guest looks, too, at what an archive changes.
         if index == 0 && !any_base && *writes != Writes::Image {
-            compare_base(&archive, image)
-                .with_context(|| format!("cannot use changes archive '{}'", path.display()))?;
+            compare_base(&archive, image).with_context(used)?;
         }
-    }
-    let changes = paths.iter().map(|path| {
-        // The machine's process may have another working directory.
-        let real = std::fs::canonicalize(path);
-        let path =
-            real.with_context(|| format!("cannot open changes archive '{}'", path.display()))?;
-        Ok(Changes { path, any_base })
+        Ok(Changes {
+            path: real,
+            any_base,
+            stamp,
+        })
     });
-    changes.collect()
+    examined.collect()
 }
 
 /// Compares everything that is known of the base but the contents of its files: they would have to
@@ -191,7 +227,9 @@ fn compare_base(archive: &Archive, image: &Image) -> Result<()> {
         return Ok(());
     }
     let fingerprint = cache::fingerprint(&image.path, || -> Result<_> {
-        let listing = images::open(&image.path, None)?.walk(&Rules::default())?;
+        let listing = Appliance::open(&image.path, None)?
+            .tree
+            .walk(&Rules::default())?;
         let found = listing.found.iter().map(|found| &found.entry);
         Ok(identify(found, Source::Image).fingerprint)
     })?;
@@ -208,28 +246,21 @@ fn compare_base(archive: &Archive, image: &Image) -> Result<()> {
 /// Makes a copy of an image and lets the guest merge archives into it.
 fn commit(
     base: &Path,
-    changes: &[std::path::PathBuf],
+    changes: &[PathBuf],
     output: &Path,
     any_base: bool,
     general: &General,
 ) -> Result<u8> {
     let image = Image::open(base)?;
-    examine(changes, any_base, &image, &Writes::Memory)?;
-    let copy = images::copy(base, output)?;
-    let status = run::merge_into(copy.path(), changes, any_base, general)?;
+    let inputs: Vec<&Path> = std::iter::once(base)
+        .chain(changes.iter().map(PathBuf::as_path))
+        .collect();
+    let new = Output::begin(output, &inputs)?;
+    examine(changes, any_base, &image, &Writes::Memory, None)?;
+    images::copy(&image, new.file())?;
+    let status = run::merge_into(new.path(), changes, any_base, general)?;
     if status == 0 {
-        copy.keep(output)?;
+        new.keep()?;
     }
     Ok(status)
-}
-
-/// Writes a file whole or not at all.
-fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
-    let new = images::Unfinished::beside(path)?;
-    let mut file = BufWriter::new(new.file());
-    write(&mut file)?;
-    std::io::Write::flush(&mut file)
-        .with_context(|| format!("cannot write '{}'", path.display()))?;
-    drop(file);
-    new.keep(path)
 }

@@ -187,9 +187,10 @@ impl Descriptors {
             opened.add(number::OVERLAY, overlay);
         }
         // What was examined of the archives is what is merged.
-        for (number, Changes { path, .. }) in (number::CHANGES..).zip(&given.changes) {
+        for (number, Changes { path, stamp, .. }) in (number::CHANGES..).zip(&given.changes) {
             let file = File::open(path).map_err(Error::file("open changes archive", path))?;
             flock::take(&file, path, Use::Reading)?;
+            stamp.check(&file, path)?;
             opened.add(number, file);
         }
         for (number, disk) in (number::DISKS..).zip(&given.disks) {
@@ -228,6 +229,7 @@ impl Descriptors {
             .open(path)
             .map_err(Error::file(what, path))?;
         flock::take(&file, path, if write { Use::Writing } else { Use::Reading })?;
+        image.check(&file)?;
         self.add(number::ROOT, file);
         Ok(())
     }

@@ -42,6 +42,12 @@ pub enum Error {
         /// The image or overlay file.
         path: PathBuf,
     },
+    /// The file is not the one that was examined, or has changed since.
+    #[error("'{}' was replaced or changed while it was examined", path.display())]
+    Replaced {
+        /// The image or archive.
+        path: PathBuf,
+    },
     /// The overlay file does not belong to the image.
     #[error("overlay file '{}' cannot be used: {reason}", path.display())]
     Overlay {
@@ -174,6 +180,7 @@ impl Error {
                 "wait for the other machine to end, or run without writing into '{}'",
                 path.display()
             ),
+            Error::Replaced { .. } => String::from("try again when nothing writes to it"),
             Error::Overlay { path, .. } => format!(
                 "use the image that it was made for, or another overlay file than '{}'",
                 path.display()

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// How an image is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
+pub enum Use {
     /// By many at once.
     Reading,
     /// By one alone.
@@ -22,7 +22,7 @@ pub(crate) enum Use {
 ///
 /// # Errors
 /// [`Error::InUse`], or for writing that the filesystem has no locks.
-pub(crate) fn take(file: &File, path: &Path, used: Use) -> Result<()> {
+pub fn take(file: &File, path: &Path, used: Use) -> Result<()> {
     let operation = match used {
         Use::Reading => libc::LOCK_SH,
         Use::Writing => libc::LOCK_EX,

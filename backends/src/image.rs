@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::partition;
+use crate::stamp::Stamp;
 use crate::{Error, Result};
 
 /// An appliance that exists and has been looked at.
@@ -22,6 +23,8 @@ pub struct Image {
     pub partition: Option<u32>,
     /// Where the root filesystem begins, bytes.
     pub start: u64,
+    /// The file that was looked at, and its state then; `None` for a directory.
+    pub stamp: Option<Stamp>,
 }
 
 /// Kinds of images.
@@ -68,6 +71,7 @@ impl Image {
             return Err(no_image("it is neither a file nor a directory"));
         }
         let file = File::open(path).map_err(Error::file("open image", path))?;
+        let stamp = Stamp::of(&file).map_err(Error::file("examine", path))?;
         if metadata.is_file() && metadata.len() == 0 {
             return Err(no_image("it is empty"));
         }
@@ -79,6 +83,7 @@ impl Image {
                 filesystem: Some(filesystem),
                 partition,
                 start,
+                stamp: Some(stamp),
             })
             .map_err(|reason| no_image(&reason))
     }
@@ -97,7 +102,17 @@ impl Image {
             filesystem: None,
             partition: None,
             start: 0,
+            stamp: None,
         })
+    }
+
+    /// Fails when `file`, opened again by the image's path, is not what was looked at.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`].
+    pub fn check(&self, file: &File) -> Result<()> {
+        self.stamp
+            .map_or(Ok(()), |stamp| stamp.check(file, &self.path))
     }
 }
 

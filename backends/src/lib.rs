@@ -11,7 +11,7 @@ pub mod containment;
 mod cpu;
 mod descriptors;
 mod error;
-mod flock;
+pub mod flock;
 pub mod image;
 mod initramfs;
 mod kernel_line;
@@ -24,6 +24,7 @@ pub mod process;
 pub mod qemu;
 mod ring;
 pub mod spec;
+pub mod stamp;
 pub mod uml;
 
 use std::fs::File;

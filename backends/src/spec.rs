@@ -11,6 +11,7 @@ use std::sync::Arc;
 use apppot_contract::Contract;
 
 use crate::image::Image;
+use crate::stamp::Stamp;
 
 /// A machine as the launcher wants it; the backend decides how.
 #[derive(Debug, Clone)]
@@ -66,6 +67,8 @@ pub struct Changes {
     pub path: PathBuf,
     /// Whether it is merged even when it was made for another base.
     pub any_base: bool,
+    /// The file that was examined, and its state then.
+    pub stamp: Stamp,
 }
 
 /// A raw block device, which the agent finds by what is on it.

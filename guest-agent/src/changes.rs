@@ -47,7 +47,7 @@ fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
         merge(Archive::open(file)?, root, &options)?;
         remember(root, &id)
     };
-    merged().map_err(|error: apppot_snapshot::Error| error.in_full())
+    merged().map_err(|error: apppot_snapshot::Error| error.with_hint())
 }
 
 /// Opens an archive past the page cache, where that can be: its pages would be used once.

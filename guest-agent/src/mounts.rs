@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{chown, DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use apppot_contract::{Contract, Mount, Root, Writes};
@@ -98,9 +98,11 @@ fn overlay() -> io::Result<()> {
     let (upper, work) = (format!("{UPPER}/upper"), format!("{UPPER}/work"));
     fs::create_dir(&upper)?;
     fs::create_dir(&work)?;
-    // The root directory's mode is the upper one's.
-    let mode = fs::metadata(LOWER)?.permissions().mode();
-    fs::set_permissions(&upper, fs::Permissions::from_mode(mode & 0o7777))?;
+    // The root directory's metadata are the upper one's.
+    let below = fs::metadata(LOWER)?;
+    chown(&upper, Some(below.uid()), Some(below.gid()))?;
+    fs::set_permissions(&upper, fs::Permissions::from_mode(below.mode() & 0o7777))?;
+    File::open(&upper)?.set_modified(below.modified()?)?;
     let options = format!("lowerdir={LOWER},upperdir={upper},workdir={work}");
     mount(
         Some("apppot"),

@@ -10,8 +10,9 @@ use apppot_snapshot::archive::{self, Archive, Manifest};
 use apppot_snapshot::base::{Base, Source};
 use apppot_snapshot::diff::compare;
 use apppot_snapshot::merge::{merge, Options};
+use apppot_snapshot::output::Unfinished;
 use apppot_snapshot::rules::Rules;
-use apppot_snapshot::show::Line;
+use apppot_snapshot::show::{Line, Name};
 use apppot_snapshot::tree::{record, Directory, Listing};
 use apppot_snapshot::{hex, DEFAULT_BASE, DEFAULT_CHANGES};
 
@@ -46,10 +47,18 @@ pub(crate) fn main() -> ExitCode {
     match Call::parse(std::env::args_os().skip(1)).and_then(|call| call.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("apppot-snap: {message}");
+            eprintln!("apppot-snap: {}", printable(&message));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Names of files may come from anywhere, and hold what a terminal would obey.
+fn printable(text: &str) -> String {
+    let is_safe = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars()
+        .map(|c| if is_safe(c) { c } else { '?' })
+        .collect()
 }
 
 /// What was asked for.
@@ -66,7 +75,7 @@ struct Call {
 }
 
 impl Call {
-    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
+    fn parse(args: impl Iterator<Item = OsString>) -> Result<Self, String> {
         let mut call = Call {
             command: String::new(),
             file: None,
@@ -77,6 +86,7 @@ impl Call {
             dry_run: false,
             verbose: false,
         };
+        let mut args = args.flat_map(spread);
         while let Some(argument) = args.next() {
             let mut value = || {
                 let missing = || format!("{} needs a value", argument.to_string_lossy());
@@ -87,7 +97,8 @@ impl Call {
                 Some("-r" | "--root") => call.root = value()?.into(),
                 Some("--exclude") => call.patterns.push(text(value()?)?),
                 Some("--include") => call.patterns.push(format!("!{}", text(value()?)?)),
-                Some("--any-base") => call.any_base = true,
+                // The launcher's word for it is known, too.
+                Some("--any-base" | "--changes-any-base") => call.any_base = true,
                 Some("-n" | "--dry-run") => call.dry_run = true,
                 Some("-v" | "--verbose") => call.verbose = true,
                 Some("-h" | "--help") => call.command = String::from("help"),
@@ -146,12 +157,12 @@ impl Call {
         let base = Base::new(entries.collect(), Source::Guest);
         if self.verbose {
             for entry in &base.entries {
-                println!("{}", entry.shown().display());
+                println!("{}", Name(&entry.path));
             }
         }
         let path = self.file(DEFAULT_BASE);
         if !self.dry_run {
-            replace(&path, |file| base.write(file).map_err(full))?;
+            replace(&path, &[], |file| base.write(file).map_err(full))?;
         }
         println!("{}: {} files", path.display(), base.entries.len());
         Ok(())
@@ -176,7 +187,7 @@ impl Call {
         }
         let path = self.file(DEFAULT_CHANGES);
         let mut written = None;
-        replace(&path, |file| {
+        replace(&path, &[&self.base], |file| {
             written = Some(archive::write(file, &base, &tree, &listing, &rules).map_err(full)?);
             Ok(())
         })?;
@@ -189,9 +200,8 @@ impl Call {
 
     fn open(&self) -> Result<(PathBuf, Archive), String> {
         let path = self.file(DEFAULT_CHANGES);
-        let file = File::open(&path)
-            .map_err(|error| format!("cannot open '{}': {error}", path.display()))?;
-        let archive = Archive::open(file).map_err(|error| in_file(&path, &error))?;
+        let archive = archive::open_file(&path).and_then(Archive::open);
+        let archive = archive.map_err(|error| in_file(&path, &error))?;
         Ok((path, archive))
     }
 
@@ -222,6 +232,23 @@ impl Call {
     }
 }
 
+/// `--name=value` as two words, `-nv` as `-n -v`.
+fn spread(argument: OsString) -> Vec<OsString> {
+    let Some(text) = argument.to_str() else {
+        return vec![argument];
+    };
+    if let Some((name, value)) = text.split_once('=').filter(|_| text.starts_with("--")) {
+        return vec![name.into(), value.into()];
+    }
+    match text.strip_prefix('-') {
+        Some(flags) if flags.len() > 1 && flags.bytes().all(|flag| b"nv".contains(&flag)) => flags
+            .chars()
+            .map(|flag| format!("-{flag}").into())
+            .collect(),
+        _ => vec![argument],
+    }
+}
+
 fn text(value: OsString) -> Result<String, String> {
     value
         .into_string()
@@ -229,11 +256,11 @@ fn text(value: OsString) -> Result<String, String> {
 }
 
 fn full(error: apppot_snapshot::Error) -> String {
-    error.in_full()
+    error.with_hint()
 }
 
 fn in_file(path: &Path, error: &apppot_snapshot::Error) -> String {
-    format!("'{}': {}", path.display(), error.in_full())
+    format!("'{}': {}", path.display(), error.with_hint())
 }
 
 fn show(manifest: &Manifest, every: bool) {
@@ -245,23 +272,58 @@ fn show(manifest: &Manifest, every: bool) {
     println!("{} changes", manifest.real_changes().count());
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all; none of `inputs` is replaced.
 fn replace(
     path: &Path,
-    write: impl FnOnce(&mut std::io::BufWriter<File>) -> Result<(), String>,
+    inputs: &[&Path],
+    write: impl FnOnce(&mut std::io::BufWriter<&File>) -> Result<(), String>,
 ) -> Result<(), String> {
-    let failed = |error| format!("cannot write '{}': {error}", path.display());
-    let mut name = path.as_os_str().to_owned();
-    name.push(".apppot-new");
-    let new = PathBuf::from(name);
-    let mut file = std::io::BufWriter::new(File::create(&new).map_err(failed)?);
-    let written = write(&mut file)
-        .and_then(|()| file.flush().map_err(failed))
-        .and_then(|()| std::fs::rename(&new, path).map_err(failed));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
+    let new = Unfinished::beside(path, inputs).map_err(full)?;
+    interrupted::remove(new.path());
+    let mut file = std::io::BufWriter::new(new.file());
+    write(&mut file)?;
+    file.flush()
+        .map_err(|error| format!("cannot write '{}': {error}", path.display()))?;
+    drop(file);
+    new.keep().map_err(full)
+}
+
+/// A file that is to be gone when a signal ends the program.
+mod interrupted {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+    use std::sync::OnceLock;
+
+    use nix::sys::signal::{sigaction, SaFlags, SigAction, SigHandler, SigSet, Signal};
+
+    static FILE: OnceLock<CString> = OnceLock::new();
+
+    /// Removes the file at `path` when one of the usual signals ends the program.
+    pub(super) fn remove(path: &Path) {
+        let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+            return;
+        };
+        if FILE.set(path).is_err() {
+            return;
+        }
+        // The handler runs once; the signal that it raises again finds the default action.
+        let flags = SaFlags::SA_RESETHAND | SaFlags::SA_NODEFER;
+        let action = SigAction::new(SigHandler::Handler(at_signal), flags, SigSet::empty());
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            // SAFETY: the handler calls only what may be called in one (signal-safety(7)).
+            let _ = unsafe { sigaction(signal, &action) };
+        }
     }
-    written
+
+    extern "C" fn at_signal(signal: libc::c_int) {
+        if let Some(path) = FILE.get() {
+            // SAFETY: the text ends in a zero byte and lives as long as the program.
+            unsafe { libc::unlink(path.as_ptr()) };
+        }
+        // SAFETY: raise takes a number.
+        unsafe { libc::raise(signal) };
+    }
 }
 
 #[cfg(test)]
@@ -281,8 +343,10 @@ mod tests {
 
     #[test]
     fn options_are_understood_or_refused() {
-        let parsed = call(&["changes", "-nv", "x"]);
-        assert!(parsed.is_err());
+        let parsed = call(&["changes", "-nv", "--base=b=c", "x"]).unwrap();
+        assert!(parsed.dry_run && parsed.verbose);
+        assert_eq!(parsed.base, Path::new("b=c"));
+        assert!(call(&["changes", "-nx", "x"]).is_err());
         let parsed = call(&["-n", "changes", "-v", "out", "--exclude", "*.o"]).unwrap();
         assert!(parsed.dry_run && parsed.verbose);
         assert_eq!(parsed.file, Some(PathBuf::from("out")));

@@ -12,8 +12,8 @@ use crate::{rules, Error, Result};
 const MAGIC: &[u8] = b"apppot-base 1\n";
 /// Longest encoded entry; one with [`MAX_RUNS`](crate::codec::MAX_RUNS) holes fits.
 pub(crate) const MAX_RECORD: u64 = 8 << 20;
-/// Most entries of a base or an archive.
-pub(crate) const MAX_ENTRIES: usize = 1 << 23;
+/// Most entries of a base.
+const MAX_ENTRIES: usize = 1 << 23;
 /// Most bytes that the entries may take.
 const MAX_BYTES: u64 = 4 << 30;
 /// A larger window than this is refused: it is memory.

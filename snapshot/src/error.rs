@@ -91,6 +91,15 @@ impl Error {
         }
     }
 
+    /// The error with its cause, and the hint on a line of its own: how the guest's side tells it.
+    #[must_use]
+    pub fn with_hint(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{}\nhint: {hint}", self.in_full()),
+            None => self.in_full(),
+        }
+    }
+
     /// An [`Error::File`] from an I/O error or errno, for `map_err`.
     pub fn file<E: Into<io::Error>>(
         what: &'static str,

@@ -19,6 +19,7 @@ pub mod diff;
 pub mod entry;
 mod error;
 pub mod merge;
+pub mod output;
 pub mod rules;
 pub mod show;
 mod tar;

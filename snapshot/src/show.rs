@@ -8,13 +8,21 @@ use crate::entry::{shown, Kind};
 /// A change as a line: `+` new, `*` another content or kind, `~` other metadata, `-` gone.
 pub struct Line<'a>(pub &'a Change);
 
-impl fmt::Display for Line<'_> {
+/// A recorded path. Names may hold control characters, which a terminal would obey.
+pub struct Name<'a>(pub &'a [u8]);
+
+impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = shown(&self.0.path);
-        // Names may hold control characters, which a terminal would obey.
+        let path = shown(self.0);
         let path = path.to_string_lossy();
         let path = path.escape_debug().collect::<String>().replace("\\'", "'");
-        write!(f, "{} {}", sign(self.0), path.replace("\\\"", "\""))?;
+        f.write_str(&path.replace("\\\"", "\""))
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", sign(self.0), Name(&self.0.path))?;
         match &self.0.action {
             Action::Put(entry) => match &entry.kind {
                 Kind::File(file) => write!(f, " ({} bytes)", file.size),

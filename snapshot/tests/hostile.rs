@@ -294,6 +294,12 @@ fn bombs_hit_limits_before_anything_is_written() {
     let error = anywhere(&scene.forged(&[entry("bomb", bomb)]), &scene.root);
     assert!(matches!(error, Err(Error::Limit(_))), "{error:?}");
     assert_eq!(state(&scene.root).len(), 1);
+    // More changes than are kept in memory.
+    let mut manifest = Manifest::new(identify([], Source::Image), Vec::new());
+    manifest.header.records = 3 << 20;
+    let tar = apppot_snapshot::archive::forge(&manifest);
+    let error = anywhere(&scene.archive(&packed(&tar)), &scene.root).unwrap_err();
+    assert!(error.to_string().contains("too many changes"), "{error}");
     // A manifest of a terabyte that is not there.
     let tar = unpacked(&honest(&scene));
     let mut forged = tar;

@@ -11,6 +11,9 @@ use crate::caller;
 use crate::failure::hinted;
 use crate::files;
 
+/// The site's configuration.
+pub(crate) const SITE: &str = "/etc/apppot/config.toml";
+
 /// The configuration files that there are: the project's, the user's, the site's.
 ///
 /// # Errors
@@ -25,7 +28,7 @@ pub(super) fn layers(jobdir: &Path) -> Result<Layers> {
         .into_iter()
         .chain(user)
         .map(|path| (path, Whose::Callers));
-    let site = (PathBuf::from("/etc/apppot/config.toml"), Whose::Sites);
+    let site = (PathBuf::from(SITE), Whose::Sites);
     let mut layers = Layers::new();
     for (path, whose) in own.chain([site]) {
         if let Some(values) = read(&path, whose)? {
@@ -60,7 +63,7 @@ fn read(path: &Path, whose: Whose) -> Result<Option<Values>> {
     // A home directory that cannot be entered (su, cron) has no configuration for this user. What can
     // be seen must be readable: it may hold what the site requires.
     match path.symlink_metadata() {
-        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) if is_absent(&error, whose) => return Ok(None),
         found => found.with_context(failed)?,
     };
     let file = files::open_regular(path).with_context(failed)?;
@@ -137,9 +140,14 @@ impl Found {
     }
 }
 
-fn is_absent(error: &std::io::Error) -> bool {
+fn is_absent(error: &std::io::Error, whose: Whose) -> bool {
     use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
-    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
+    match error.kind() {
+        NotFound | NotADirectory => true,
+        // What the site demands must not be missed.
+        PermissionDenied => whose == Whose::Callers,
+        _ => false,
+    }
 }
 
 fn parse(text: &str, path: &Path) -> Result<Values> {
@@ -203,14 +211,17 @@ mod tests {
     fn files_are_read_with_every_key() {
         let text = "image = 'a.img'\nbackend = 'uml'\nkernel = '/k'\nmemory = '1G'\ncpus = 2\n\
             containment = 'required'\nseccomp = 'off'\nnetwork = 'user'\ntime-limit = '1h'\ngrace = 3\n\
-            channel = 'link'\nbind = ['/data:ro']\n[env]\nA = 'b'\n";
+            channel = 'link'\nbind = ['/data:ro']\nrequire-signature = true\n\
+            trusted-keys = ['RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3']\n\
+            [env]\nA = 'b'\n";
         let values = parse(text, Path::new("/project/apppot.toml")).unwrap();
         assert_eq!(values.image.as_deref(), Some(Path::new("/project/a.img")));
         assert_eq!(values.memory, Some(Size(1 << 30)));
         assert_eq!(values.containment, Some(Containment::Required));
         assert_eq!(values.grace.unwrap().0.as_secs(), 3);
-        let rows = Config::merge(&vec![(Origin::Option, values)]).rows();
-        assert!(rows.iter().all(|row| row.origin == "option"), "{rows:?}");
+        let origin = Origin::File(PathBuf::from("/c.toml"));
+        let rows = Config::merge(&vec![(origin, values)]).rows();
+        assert!(rows.iter().all(|row| row.origin == "/c.toml"), "{rows:?}");
     }
 
     #[test]
@@ -229,11 +240,19 @@ mod tests {
                 "'' cannot be a variable's name",
             ),
             ("[env]\n\"A=B\" = 'x'\n", 2, "'A=B'"),
+            ("trusted-keys = ['RWx']\n", 1, "RWx"),
         ] {
             let error = format!("{:#}", parse(text, Path::new("/c.toml")).unwrap_err());
             assert!(error.starts_with(&format!("/c.toml:{line}: ")), "{error}");
             assert!(error.contains(what), "{error}");
         }
+    }
+
+    #[test]
+    fn a_site_s_file_that_cannot_be_read_is_an_error() {
+        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        assert!(is_absent(&denied, Whose::Callers));
+        assert!(!is_absent(&denied, Whose::Sites));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The configuration: option > environment > project > user > site > batch system > built-in.
 
+mod demand;
 mod files;
 mod table;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+pub(crate) use self::files::SITE;
 pub(crate) use self::table::{Config, Values, Word};
 use crate::batch;
 
@@ -55,6 +57,13 @@ impl Config {
         layers.extend(files::layers(jobdir)?);
         layers.extend(batch::grant());
         Ok(Self::merge(&layers))
+    }
+
+    /// Of each value the strongest layer's, but for demands, which the weakest has.
+    fn merge(layers: &Layers) -> Self {
+        let mut config = Self::strongest(layers);
+        (config.require_signature, config.trusted_keys) = demand::merge(layers);
+        config
     }
 }
 

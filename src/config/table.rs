@@ -7,6 +7,7 @@ use apppot_backends::spec::{Containment, Network, Seccomp};
 use serde::Deserialize;
 
 use super::{Layers, Origin, Row, Setting};
+use crate::signature::Key;
 use crate::units::{Cpus, Duration, Size};
 
 /// A value that one word can say, as in a variable of the environment.
@@ -43,7 +44,7 @@ macro_rules! keys {
 
         impl Config {
             /// Of each value the strongest layer's.
-            pub(super) fn merge(layers: &Layers) -> Self {
+            pub(super) fn strongest(layers: &Layers) -> Self {
                 Config {
                     $($key: {
                         let found = layers.iter().find_map(|(origin, values)| {
@@ -98,6 +99,10 @@ keys! {
     bind "bind": Vec<String> => Vec<String> = Vec::new(), "", [];
     /// Variables of the job's environment.
     env "env": BTreeMap<String, String> => BTreeMap<String, String> = BTreeMap::new(), "", [];
+    /// Whether images and changes archives must be signed: see `demand`.
+    require_signature "require-signature": bool => bool = false, "", [];
+    /// Public keys whose signatures count.
+    trusted_keys "trusted-keys": Vec<Key> => Vec<Key> = Vec::new(), "", [];
 }
 
 /// Types that are read by their own `FromStr`, and shown as they display themselves.
@@ -117,7 +122,7 @@ macro_rules! words {
     )* };
 }
 
-words!(String, Size, Cpus, Duration, Network);
+words!(String, Size, Cpus, Duration, Network, bool);
 
 /// Enums of words, which configuration files have as well.
 macro_rules! choices {
@@ -165,6 +170,13 @@ impl<T: Show> Show for Option<T> {
 impl Show for Vec<String> {
     fn show(&self) -> String {
         self.join(" ")
+    }
+}
+
+impl Show for Vec<Key> {
+    fn show(&self) -> String {
+        let keys: Vec<String> = self.iter().map(Key::to_string).collect();
+        keys.join(" ")
     }
 }
 

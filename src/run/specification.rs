@@ -16,6 +16,7 @@ use crate::caller::{self, JobDirectory};
 use crate::cli::{Boot, MachineArgs};
 use crate::config::{Config, Origin, Values};
 use crate::failure::hinted;
+use crate::signature::Demand;
 use crate::snap;
 use crate::units::Size;
 
@@ -51,9 +52,21 @@ pub(super) fn specify(
     workload: Workload,
     started: Instant,
 ) -> Result<MachineSpec> {
+    let demand = Demand::of(config);
     let image = open_image(&config.image.value)?;
+    if let Some(demand) = &demand {
+        demand.check_options(args)?;
+        demand.check_kernel(config)?;
+        demand.check_image(&image)?;
+    }
     let writes = writes(args);
-    let changes = snap::examine(&args.changes, args.changes_any_base, &image, &writes)?;
+    let changes = snap::examine(
+        &args.changes,
+        args.changes_any_base,
+        &image,
+        &writes,
+        demand.as_ref(),
+    )?;
     let is_host = image.path == Path::new("/");
     if is_host {
         refuse_for_the_host(args)?;

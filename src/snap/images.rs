@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use apppot_backends::flock::{self, Use};
 use apppot_backends::image::{Image, ImageKind};
+use apppot_backends::stamp::Stamp;
 use apppot_snapshot::rules::Rules;
 use apppot_snapshot::tree::{self, Blocks, Cow, Directory, Ext4, Listing, Tree};
 use nix::errno::Errno;
@@ -21,48 +23,93 @@ pub(super) fn is_image(path: &Path) -> bool {
     Image::open(path).is_ok()
 }
 
-/// Records an appliance.
-pub(super) fn record(
-    path: &Path,
-    overlay: Option<&Path>,
-    rules: &Rules,
-    general: &General,
-) -> Result<(Box<dyn Tree>, Listing)> {
-    let shown = || format!("cannot read appliance '{}'", path.display());
-    let tree = open(path, overlay).with_context(shown)?;
-    let shows = io::stderr().is_terminal() && !general.quiet && !general.json;
-    let progress = |done: usize, of: usize| {
-        if shows && done % 4096 == 0 {
-            eprint!("\r{}: {done} of {of} files", path.display());
-        }
-    };
-    let listing = tree::record(tree.as_ref(), rules, &progress).with_context(shown);
-    if shows {
-        eprint!("\r\x1b[K");
-    }
-    Ok((tree, listing?))
+/// An appliance as a tree, with the files that it is read from.
+pub(super) struct Appliance {
+    pub(super) tree: Box<dyn Tree>,
+    sources: Vec<Source>,
 }
 
-/// The appliance as a tree.
-pub(super) fn open(path: &Path, overlay: Option<&Path>) -> Result<Box<dyn Tree>> {
-    let image = Image::open(path)?;
-    if image.kind == ImageKind::Directory {
-        return Ok(Box::new(Directory::open(&image.path, false)?));
+/// An image or overlay: locked against the machines that would write into it.
+struct Source {
+    path: PathBuf,
+    file: File,
+    stamp: Stamp,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self> {
+        let failed = || format!("cannot open '{}'", path.display());
+        let file = File::open(path).with_context(failed)?;
+        flock::take(&file, path, Use::Reading)?;
+        Ok(Source {
+            path: path.to_owned(),
+            stamp: Stamp::of(&file).with_context(failed)?,
+            file,
+        })
     }
-    if image.filesystem != Some("ext4") {
-        return Err(hinted(
-            format!(
-                "it holds {}, which is read in a guest only",
-                image.filesystem.unwrap_or("no filesystem")
-            ),
-            "use apppot-snap in the appliance: apppot run --image IMAGE --root -- apppot-snap base",
-        ));
+}
+
+impl Appliance {
+    /// Opens an appliance, with the overlay file above it.
+    pub(super) fn open(path: &Path, overlay: Option<&Path>) -> Result<Self> {
+        let image = Image::open(path)?;
+        if image.kind == ImageKind::Directory {
+            if overlay.is_some() {
+                return Err(hinted(
+                    format!("'{}' is a directory", path.display()),
+                    "overlay files are for images",
+                ));
+            }
+            return Ok(Appliance {
+                tree: Box::new(Directory::open(&image.path, false)?),
+                sources: Vec::new(),
+            });
+        }
+        if !is_quick(&image) {
+            return Err(hinted(
+                format!(
+                    "it holds {}, which is read in a guest only",
+                    image.filesystem.unwrap_or("no filesystem")
+                ),
+                "use apppot-snap in the appliance: apppot run --image IMAGE --root -- apppot-snap base",
+            ));
+        }
+        let paths = std::iter::once(path).chain(overlay);
+        let sources: Vec<Source> = paths.map(Source::open).collect::<Result<_>>()?;
+        let blocks: Box<dyn Blocks> = match overlay {
+            Some(overlay) => Box::new(Cow::open(overlay, Some(&image.path))?),
+            None => Box::new(File::open(&image.path)?),
+        };
+        Ok(Appliance {
+            tree: Box::new(Ext4::open(blocks, image.start)?),
+            sources,
+        })
     }
-    let blocks: Box<dyn Blocks> = match overlay {
-        Some(overlay) => Box::new(Cow::open(overlay, Some(&image.path))?),
-        None => Box::new(File::open(&image.path)?),
-    };
-    Ok(Box::new(Ext4::open(blocks, image.start)?))
+
+    /// Records it.
+    pub(super) fn record(&self, path: &Path, rules: &Rules, general: &General) -> Result<Listing> {
+        let shows = io::stderr().is_terminal() && !general.quiet && !general.json;
+        let progress = |done: usize, of: usize| {
+            if shows && done % 4096 == 0 {
+                eprint!("\r{}: {done} of {of} files", path.display());
+            }
+        };
+        let listing = tree::record(self.tree.as_ref(), rules, &progress);
+        if shows {
+            eprint!("\r\x1b[K");
+        }
+        // What was written meanwhile explains an error, too.
+        self.unchanged()?;
+        Ok(listing?)
+    }
+
+    /// Fails when what it was read from has changed since it was opened.
+    pub(super) fn unchanged(&self) -> Result<()> {
+        for source in &self.sources {
+            source.stamp.check(&source.file, &source.path)?;
+        }
+        Ok(())
+    }
 }
 
 /// Whether the image can be read without a guest.
@@ -70,62 +117,14 @@ pub(super) fn is_quick(image: &Image) -> bool {
     image.filesystem == Some("ext4")
 }
 
-/// A file on its way to its name, gone when that is not reached.
-pub(super) struct Unfinished {
-    file: File,
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Unfinished {
-    pub(super) fn beside(path: &Path) -> Result<Self> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".apppot-new-{}", std::process::id()));
-        let new = PathBuf::from(name);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&new);
-        let file = file.with_context(|| format!("cannot write '{}'", path.display()))?;
-        Ok(Unfinished {
-            file,
-            path: new,
-            kept: false,
-        })
-    }
-
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn keep(mut self, path: &Path) -> Result<()> {
-        std::fs::rename(&self.path, path)
-            .with_context(|| format!("cannot write '{}'", path.display()))?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Copies an image: at once where the filesystem shares blocks, else without its holes.
-pub(super) fn copy(from: &Path, to: &Path) -> Result<Unfinished> {
-    let new = Unfinished::beside(to)?;
-    let source = File::open(from).with_context(|| format!("cannot open '{}'", from.display()))?;
-    copy_blocks(source, new.file())
-        .with_context(|| format!("cannot copy '{}' to '{}'", from.display(), to.display()))?;
-    Ok(new)
+pub(super) fn copy(image: &Image, to: &File) -> Result<()> {
+    let failed = || format!("cannot copy '{}'", image.path.display());
+    let source = Source::open(&image.path)?;
+    image.check(&source.file)?;
+    let again = source.file.try_clone().with_context(failed)?;
+    copy_blocks(again, to).with_context(failed)?;
+    Ok(source.stamp.check(&source.file, &source.path)?)
 }
 
 fn copy_blocks(mut source: File, target: &File) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::support::tools::{ext4, sha256, small_root, tool};
-use crate::support::Job;
+use crate::support::{debian_image, Job};
 
 const MODIFY: &str = "echo changed >/etc/name; echo new >/etc/new; mkdir -m 1777 /srv; \
     echo set >/bin/set; chmod 4755 /bin/set; rm /bin/env";
@@ -71,7 +71,7 @@ fn bad_archives_stop_the_job_before_it_runs() {
         ("damaged", "is damaged"),
         ("other", "is no changes archive"),
     ] {
-        let run = job.sh("touch ran").image(&image).with(&["--changes", name]);
+        let run = job.sh(": >ran").image(&image).with(&["--changes", name]);
         run.go().exits(125).says(&[name, reason]);
     }
     assert!(!job.has("ran"));
@@ -83,16 +83,18 @@ fn another_base_is_refused_unless_it_is_wanted() {
     scene(&job);
     let other = ext4(&job, "another");
     let run = |options: &[&str]| {
-        let run = job.sh("touch ran; cat /etc/new").image(&other);
+        let run = job.sh(": >ran; cat /etc/new").image(&other);
         run.with(&["--changes", "c"]).with(options).go()
     };
     run(&[])
         .exits(125)
         .says(&["made for another base", "--changes-any-base"]);
     // The guest looks by itself where the host does not.
-    run(&["--write", "--root"])
-        .exits(125)
-        .says(&["made for another base"]);
+    run(&["--write", "--root"]).exits(125).says(&[
+        "made for another base",
+        "hint: ",
+        "--changes-any-base",
+    ]);
     assert!(!job.has("ran"));
     run(&["--changes-any-base"]).exits(0).prints("new\n");
 }
@@ -215,4 +217,143 @@ fn directories_have_changes_too() {
         .go()
         .exits(0);
     assert!(!diff.stdout.windows(8).any(|part| part == b"left-out"));
+}
+
+/// Everything that a file can be, and everything that can become of one.
+const HARD: &str = r#"
+    cd /srv; mknod null c 1 3; mknod sda b 8 0; mkfifo -m 600 pipe; ln -s loop loop
+    echo x >a; ln a b; ln b /etc/linked; chown 77:4000000000 a; chmod 6711 a; touch -d @-5.25 a
+    truncate -s 4G sparse; printf x | dd of=sparse bs=1 seek=3000000000 conv=notrunc status=none
+    mkdir -m 1777 sticky; : >"$(printf '\377\n\001')"
+    rm /etc/issue; mkdir /etc/issue; echo in >/etc/issue/in
+    rm -r /etc/default; echo file >/etc/default
+    cp -p /etc/debian_version /etc/kept; printf X | dd of=/etc/debian_version bs=1 conv=notrunc status=none
+    touch -r /etc/kept /etc/debian_version
+"#;
+
+#[test]
+fn hosts_and_guests_agree_on_everything_that_a_file_can_be() {
+    let Some(job) = Job::new() else { return };
+    let Some(image) = debian_image() else { return };
+    let base = image.to_str().unwrap();
+    let record = ["snap", "base", base, "-o", "recorded"];
+    job.apppot(&record).go().exits(0);
+    // The way to the job directory is the boot's.
+    let guest = "apppot-snap changes -b recorded --exclude /var/tmp";
+    let keep = &["--root", "--overlay", "kept.cow"];
+    job.sh(HARD).image(image).with(keep).go().exits(0);
+    let run = job.sh(&format!("{guest} guest")).image(image).with(keep);
+    run.go().exits(0);
+    let words = ["snap", "changes", "--base", "recorded", base, "-o", "host"];
+    let words = [
+        &words[..],
+        &["--overlay", "kept.cow", "--exclude", "/var/tmp"],
+    ]
+    .concat();
+    job.apppot(&words).go().exits(0);
+    let run = job.sh(&format!("{guest} merged")).image(image);
+    run.with(&["--root", "--changes", "host"]).go().exits(0);
+    let archive = |name: &str| fs::read(job.path().join(name)).unwrap();
+    assert!(archive("guest") == archive("host"));
+    assert!(archive("merged") == archive("host"));
+    let size = job.path().join("host").metadata().unwrap().len();
+    assert!(size < 1 << 20, "{size}");
+}
+
+#[test]
+fn who_and_where_the_job_is_survives_a_merge() {
+    let Some(job) = Job::new() else { return };
+    let Some(image) = debian_image() else { return };
+    let base = image.to_str().unwrap();
+    let script = "echo added:x:4242:4242::/:/bin/sh >>/etc/passwd; echo elsewhere >/etc/hostname; \
+        echo 0123 >/etc/machine-id; mkdir -p /usr/lib/apppot; echo mine >/usr/sbin/apppot-init";
+    let keep = &["--root", "--overlay", "kept.cow"];
+    job.sh(script).image(image).with(keep).go().exits(0);
+    let words = [
+        "snap",
+        "changes",
+        "--base",
+        base,
+        base,
+        "--overlay",
+        "kept.cow",
+    ];
+    job.apppot(&words).go().exits(0);
+    let who =
+        "id -un; id -u; id -gn; hostname; cat /etc/machine-id; ls -ld . /usr/sbin/apppot-init; \
+        cat /proc/1/comm; true";
+    let run = || {
+        job.sh(&format!("{{ {who}; }} 2>&1; grep -c added /etc/passwd"))
+            .image(image)
+    };
+    let (without, with) = (
+        run().go(),
+        run().with(&["--changes", "apppot.changes"]).go(),
+    );
+    let lines = |text: String| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let (without, with) = (lines(without.text()), lines(with.text()));
+    let (last, same) = with.split_last().unwrap();
+    assert_eq!(last, "1");
+    assert_eq!(same, &without[..without.len() - 1]);
+}
+
+#[test]
+fn what_a_killed_machine_left_is_read_with_its_journal() {
+    let Some(job) = Job::new() else { return };
+    let image = ext4(&job, "image");
+    let base = image.to_str().unwrap();
+    let script = "echo killed >/etc/name; rm /bin/env; apppot-snap sync; echo ready; sleep 60";
+    let keep = &["--root", "--overlay", "kept.cow"];
+    let running = job.sh(script).image(&image).with(keep).start();
+    running.until_it_prints("ready");
+    let words = [
+        "snap",
+        "diff",
+        "--base",
+        base,
+        base,
+        "--overlay",
+        "kept.cow",
+    ];
+    job.apppot(&words).go().exits(125).says(&["in use"]);
+    running.signal(libc::SIGKILL);
+    running.finish();
+    let done = loop {
+        // The machine ends a moment after its launcher.
+        let done = job.apppot(&words).go();
+        if done.code() == Some(0) {
+            break done;
+        }
+        done.says(&["in use"]);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    done.shows(&["* /etc/name (7 bytes)", "- /bin/env"]);
+}
+
+#[test]
+fn images_that_are_no_partition_take_changes_too() {
+    let Some(job) = Job::new() else { return };
+    let image = scene(&job);
+    // The same files with the same times.
+    let root = job.directory_beside("root");
+    let dump = format!("rdump / {}", root.display());
+    tool("debugfs", &["-R", &dump, image.to_str().unwrap()]);
+    let squashed = job.beside("squashed.img");
+    let words = [
+        root.to_str().unwrap(),
+        squashed.to_str().unwrap(),
+        "-quiet",
+        "-no-progress",
+    ];
+    tool("mksquashfs", &words);
+    for image in [&root, &squashed] {
+        job.give(image);
+        let options = ["--changes", "c", "--changes-any-base", "--root"];
+        job.sh(SHOW)
+            .image(image)
+            .with(&options)
+            .go()
+            .exits(0)
+            .prints(SHOWN);
+    }
 }

@@ -144,6 +144,12 @@ fn asked_by_name(driver: &str) -> &'static [&'static str] {
     }
 }
 
+/// The kernel that is tried first when nobody chooses one.
+#[must_use]
+pub fn first() -> Option<PathBuf> {
+    places().into_iter().find(|path| path.is_file())
+}
+
 /// Where a kernel is looked for, in this order.
 fn places() -> Vec<PathBuf> {
     let mut places = Vec::new();

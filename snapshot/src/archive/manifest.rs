@@ -1,7 +1,7 @@
 //! The archive's first member: which base, and every change, in the tree's order.
 
 use super::MAGIC;
-use crate::base::{Identity, Source, MAX_ENTRIES, MAX_RECORD};
+use crate::base::{Identity, Source, MAX_RECORD};
 use crate::codec::{put_bytes, put_entry, put_number, Decoder, Flaw};
 use crate::diff::{Action, Change, Prior};
 use crate::entry::{order, Entry, Kind};
@@ -26,6 +26,9 @@ pub struct Manifest {
     /// The changes, in the tree's order, a path at most once.
     pub changes: Vec<Change>,
 }
+
+/// Most changes of an archive. A few bytes can claim to be a change, which is hundreds when read.
+pub(crate) const MAX_CHANGES: usize = 2 << 20;
 
 const PUT: u8 = b'+';
 const META: u8 = b'~';
@@ -92,7 +95,7 @@ impl Manifest {
         };
         let records = decoder.number()?;
         let declared = decoder.number()?;
-        if records > MAX_ENTRIES as u64 {
+        if records > MAX_CHANGES as u64 {
             return Err("it has too many changes");
         }
         let mut changes: Vec<Change> = Vec::new();

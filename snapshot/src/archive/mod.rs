@@ -12,8 +12,9 @@ mod manifest;
 mod reader;
 mod writer;
 
+pub(crate) use manifest::MAX_CHANGES;
 pub use manifest::{Header, Manifest};
-pub use reader::{claimed_id, Archive, Members};
+pub use reader::{claimed_id, open_file, Archive, Members};
 pub use writer::{forge, write, Written};
 
 /// `apppot-changes` and the version of the format.

@@ -12,8 +12,9 @@ use crate::{tar, Error, Result};
 
 /// First word of a zstd frame.
 const ZSTD: [u8; 4] = 0xfd2f_b528u32.to_le_bytes();
-/// Largest manifest that is read.
-const MAX_MANIFEST: u64 = 1 << 30;
+/// Largest manifest that is read, and kept in memory for it: some 128 bytes for each of the most
+/// changes.
+const MAX_MANIFEST: u64 = 256 << 20;
 /// Bytes that are unpacked at a time.
 const PIECE: usize = 1 << 17;
 
@@ -38,6 +39,20 @@ impl std::fmt::Debug for Archive {
 }
 
 type Input = BufReader<zstd::Decoder<'static, Chunks>>;
+
+/// Opens the file of an archive, which nobody has to fill while it is read.
+///
+/// # Errors
+/// It cannot be opened, or is no file.
+pub fn open_file(path: &std::path::Path) -> Result<File> {
+    // Opening a FIFO would wait for a writer.
+    let metadata = std::fs::metadata(path).map_err(Error::file("open", path))?;
+    if !metadata.is_file() {
+        let error = io::Error::other("it is no regular file");
+        return Err(Error::file("open", path)(error));
+    }
+    File::open(path).map_err(Error::file("open", path))
+}
 
 impl Archive {
     /// Opens an archive, a file or a block device, examines its checksum and reads its manifest.

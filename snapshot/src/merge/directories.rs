@@ -156,11 +156,31 @@ impl Directories {
         match opened {
             Ok(directory) => {
                 self.push(path, directory)?;
-                Ok(true)
+                match self.is_mounted() {
+                    false => Ok(true),
+                    true => self.refuse_mount(make),
+                }
             }
             // It is something else, such as a symbolic link.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !make => Ok(false),
             Err(errno) => Err(Error::file("open directory", shown(&path))(errno)),
+        }
+    }
+
+    /// Whether another filesystem is mounted on the directory that was opened last: it does not belong
+    /// to the tree.
+    fn is_mounted(&self) -> bool {
+        let device = |level: &Level| level.before.st_dev;
+        self.levels.first().map(device) != self.levels.last().map(device)
+    }
+
+    fn refuse_mount(&mut self, make: bool) -> Result<bool> {
+        match self.levels.pop() {
+            Some(level) if make => {
+                let error = std::io::Error::other("another filesystem is mounted there");
+                Err(Error::file("merge into", shown(&level.path))(error))
+            }
+            _ => Ok(false),
         }
     }
 
@@ -216,8 +236,8 @@ impl Directories {
     }
 }
 
-/// Removes `name` with all that is below it; `path` is where it is in the tree. False when AppPot's
-/// own files are in it, which stay.
+/// Removes `name` with all that is below it; `path` is where it is in the tree. False when something
+/// is in it that stays: AppPot's own files, or another filesystem.
 pub(super) fn remove(parent: impl AsFd, name: &[u8], path: &[u8]) -> Result<bool> {
     if is_own(path) {
         return Ok(false);
@@ -225,10 +245,17 @@ pub(super) fn remove(parent: impl AsFd, name: &[u8], path: &[u8]) -> Result<bool
     let failed = || Error::file("remove", shown(path));
     match fs::unlinkat(&parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(true),
+        // Something is mounted on it.
+        Err(Errno::BUSY) => return Ok(false),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(errno) => return Err(failed()(errno)),
     }
     let directory = fs::openat(&parent, name, DIRECTORY, Mode::empty()).map_err(failed())?;
+    let above = fs::fstat(&parent).map_err(failed())?;
+    let here = fs::fstat(&directory).map_err(failed())?;
+    if here.st_dev != above.st_dev {
+        return Ok(false);
+    }
     let mut all = true;
     for name in names(&directory).map_err(failed())? {
         let path = [path, b"/", name.as_bytes()].concat();

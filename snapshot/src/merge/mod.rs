@@ -9,7 +9,6 @@ mod check;
 mod directories;
 mod node;
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -20,7 +19,7 @@ use rustix::io::Errno;
 
 use self::directories::Directories;
 use self::node::Node;
-use crate::archive::{Archive, Manifest, Members};
+use crate::archive::{Archive, Manifest, Members, MAX_CHANGES};
 use crate::diff::{Action, Change};
 use crate::entry::{shown, split, Content, Entry, Hash, Kind};
 use crate::rules::is_own;
@@ -45,7 +44,7 @@ impl Default for Options {
         Options {
             check_base: true,
             privileged: rustix::process::geteuid().is_root(),
-            max_changes: 4 << 20,
+            max_changes: MAX_CHANGES,
             max_bytes: 1 << 40,
         }
     }
@@ -60,7 +59,7 @@ pub struct Summary {
     pub altered: usize,
     /// Files and directories that were removed.
     pub removed: usize,
-    /// Changes to AppPot's own files, which were left alone.
+    /// What was left alone: AppPot's own files, directories with such files or mounts in them.
     pub kept: usize,
     /// Bytes of content that were written.
     pub bytes: u64,
@@ -81,7 +80,6 @@ pub fn merge(archive: Archive, root: &Path, options: &Options) -> Result<Summary
     let mut merge = Merge {
         directories: Directories::open(root, true)?,
         options,
-        kept: HashSet::new(),
         summary: Summary::default(),
     };
     for change in &manifest.changes {
@@ -114,8 +112,6 @@ fn check_limits(manifest: &Manifest, root: &Path, options: &Options) -> Result<(
 struct Merge<'a> {
     directories: Directories,
     options: &'a Options,
-    /// Directories that could not be removed because AppPot's own files are in them.
-    kept: HashSet<Vec<u8>>,
     summary: Summary,
 }
 
@@ -166,7 +162,7 @@ impl Merge<'_> {
         if directories::remove(&parent, name, path)? {
             self.summary.removed += 1;
         } else {
-            self.kept.insert(path.to_owned());
+            self.summary.kept += 1;
         }
         self.directories.touched();
         Ok(())
@@ -301,7 +297,7 @@ fn remove_old(parent: impl AsFd, name: &[u8], entry: &Entry) -> Result<()> {
     match directories::remove(parent.as_fd(), name, &entry.path)? {
         true => Ok(()),
         false => Err(Error::Malformed(format!(
-            "'{}' would replace AppPot's own files",
+            "'{}' would replace AppPot's own files, or a mounted filesystem",
             entry.shown().display()
         ))),
     }

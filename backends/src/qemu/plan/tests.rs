@@ -9,6 +9,7 @@ use super::super::kernel::tests::{bzimage, kernel};
 use super::*;
 use crate::image::Image;
 use crate::spec::{Changes, Seccomp, Share};
+use crate::stamp::Stamp;
 use crate::Error;
 
 const BUILT_IN: &str = "kernel/drivers/virtio/virtio_pci.ko\nkernel/drivers/char/virtio_console.ko\n\
@@ -23,6 +24,7 @@ fn spec() -> MachineSpec {
             filesystem: Some("ext4"),
             partition: Some(1),
             start: 1 << 20,
+            stamp: None,
         },
         writes: Writes::Image,
         kernel: None,
@@ -33,6 +35,7 @@ fn spec() -> MachineSpec {
         changes: vec![Changes {
             path: PathBuf::from("/changes"),
             any_base: false,
+            stamp: Stamp::from(&std::fs::metadata("/").unwrap()),
         }],
         disks: Vec::new(),
         shares: vec![
@@ -111,6 +114,7 @@ fn a_machine_in_a_directory_with_kvm() {
         filesystem: None,
         partition: None,
         start: 0,
+        stamp: None,
     };
     spec.writes = Writes::Memory;
     spec.changes.clear();

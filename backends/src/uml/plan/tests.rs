@@ -40,6 +40,7 @@ impl Place {
                 filesystem: Some("ext4"),
                 partition: Some(1),
                 start: 1 << 20,
+                stamp: None,
             },
             writes: Writes::Memory,
             kernel: Some(self.directory.path().join("linux")),
@@ -116,6 +117,7 @@ fn a_directory_written_into_without_seccomp() {
         filesystem: None,
         partition: None,
         start: 0,
+        stamp: None,
     };
     spec.writes = Writes::Image;
     spec.seccomp = Seccomp::Off;
