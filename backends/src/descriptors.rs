@@ -16,6 +16,7 @@ use crate::image::{Image, ImageKind};
 use crate::initramfs::{self, Pieces};
 use crate::limits;
 use crate::overlay::Format;
+use crate::ring::Ring;
 use crate::spec::{Changes, Disk, MachineSpec, Share, Writes};
 use crate::{Error, Result};
 
@@ -209,6 +210,20 @@ impl Descriptors {
 
     pub(crate) fn add(&mut self, number: RawFd, descriptor: impl Into<OwnedFd>) {
         self.list.push((number, descriptor.into()));
+    }
+
+    /// Makes a ring, when something goes through one.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn open_ring(&mut self, wanted: bool, number: RawFd) -> Result<Option<Ring>> {
+        if !wanted {
+            return Ok(None);
+        }
+        let failed = "make a ring";
+        let ring = Ring::new().map_err(Error::system(failed))?;
+        self.add(number, ring.memory().map_err(Error::system(failed))?);
+        Ok(Some(ring))
     }
 
     fn open_image(&mut self, image: &Image, writes: &Writes) -> Result<()> {

@@ -7,8 +7,8 @@ use apppot_contract::{Boot, Contract, Report, Usage};
 use crate::failure::{Failure, Step};
 use crate::link::Link;
 use crate::{
-    accounts, changes, channels, hostname, job, modules, mounts, network, shutdown, sources, sudo,
-    system,
+    accounts, changes, channels, clock, hostname, job, modules, mounts, network, shutdown, sources,
+    sudo, system,
 };
 
 /// Runs the whole life of the machine.
@@ -26,6 +26,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     mounts::early().step("mounting /proc and /dev")?;
     // The link may need one of them; without the link nobody would learn what is wrong with another.
     let loaded = modules::load_all(Path::new("/modules"));
+    clock::set();
     let contract = find_contract(link)?;
     loaded?;
     mounts::root(contract.root.as_ref())?;

@@ -8,6 +8,7 @@ mod accounts;
 mod boot;
 mod changes;
 mod channels;
+mod clock;
 mod devices;
 mod failure;
 mod hostname;

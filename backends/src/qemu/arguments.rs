@@ -10,22 +10,29 @@ use crate::process::descriptor_path;
 /// Longest kernel command line, bytes (`COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h).
 pub(super) const COMMAND_LINE_SIZE: usize = 2048;
 
-/// QEMU's own descriptor: the monitor's socket.
-pub(super) const MONITOR: std::os::fd::RawFd = number::OWN;
+/// Descriptors that only QEMU has.
+pub(super) mod descriptor {
+    use crate::descriptors::number::OWN;
+    use std::os::fd::RawFd;
+
+    /// The monitor's socket.
+    pub(in super::super) const MONITOR: RawFd = OWN;
+    /// The ring.
+    pub(in super::super) const RING: RawFd = OWN + 1;
+}
 
 /// What the guest calls these.
 pub(super) mod device {
     /// The link: the first port of the first virtio-serial device.
     pub(in super::super) const LINK: &str = "/dev/vport0p1";
-    /// The image: the first virtio disk.
-    pub(in super::super) const ROOT: &str = "/dev/vda";
     /// The tag of the directory that is the root.
     pub(in super::super) const ROOT_TAG: &str = "root";
 }
 
-/// What the guest calls the disk of a changes archive.
-pub(super) fn changes_device(index: usize) -> String {
-    let letter = char::from(b'b' + index.min(24) as u8);
+/// What the guest calls the virtio disk of that number. There are the image, unless it is a directory,
+/// the changes archives and the ring, in this order: fewer than letters.
+pub(super) fn disk(index: usize) -> String {
+    let letter = char::from(b'a' + index.min(25) as u8);
     format!("/dev/vd{letter}")
 }
 
@@ -109,7 +116,7 @@ pub(super) fn console() -> Vec<OsString> {
 
 /// The monitor (`docs/interop/qmp-spec.rst`).
 pub(super) fn monitor() -> Vec<OsString> {
-    let fd = MONITOR;
+    let fd = descriptor::MONITOR;
     [
         switch("-chardev", format!("socket,id=monitor,fd={fd}")),
         switch("-mon", "chardev=monitor,mode=control"),
@@ -179,6 +186,11 @@ impl Bus {
         let node = format!("changes{index}");
         let descriptor = number::CHANGES + index as i32;
         [file(&node, descriptor, false), self.disk(&node)].concat()
+    }
+
+    /// The ring as the last disk, which the guest only reads.
+    pub(super) fn ring(&mut self) -> Vec<OsString> {
+        [file("stdin", descriptor::RING, false), self.disk("stdin")].concat()
     }
 
     /// A disk; the guest is told of errors (else the machine would stop and wait for somebody).

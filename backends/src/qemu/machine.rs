@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Instant;
 
-use super::arguments;
+use super::arguments::descriptor;
 use super::monitor::{Monitor, Said};
 use super::overlay::QCOW2;
 use super::plan::Plan;
@@ -37,7 +37,8 @@ impl QemuMachine {
         let mut given = Descriptors::open(&plan.given, &QCOW2)?;
         let link = pair(&mut given, number::LINK).map_err(Error::system("make the link"))?;
         let monitor =
-            pair(&mut given, arguments::MONITOR).map_err(Error::system("make the monitor"))?;
+            pair(&mut given, descriptor::MONITOR).map_err(Error::system("make the monitor"))?;
+        let ring = given.open_ring(plan.ring, descriptor::RING)?;
         let rules = given.rules(&plan.needs())?;
         // Its 9P server keeps to the directories that it is given, so attributes need no supervisor.
         let confinement = Confinement::of_contents(&rules, plan.containment)?;
@@ -78,7 +79,7 @@ impl QemuMachine {
                 stream: link,
                 document: plan.document,
                 capacity: None,
-                ring: None,
+                ring,
                 files_ring: None,
             }),
             console: Some(console.into()),

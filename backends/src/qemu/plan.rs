@@ -5,9 +5,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use apppot_contract::{Channel, Contract, Mount, Root, Writes as GuestWrites};
+use apppot_contract::{Channel, Contract, Mount, Root, Stdin, Writes as GuestWrites};
 
-use super::arguments::{self, device, Bus};
+use super::arguments::{self, descriptor, device, Bus};
 use super::kernel::Kernel;
 use super::kvm::{self, Accelerator};
 use super::overlay::QCOW2;
@@ -36,6 +36,8 @@ pub(super) struct Plan {
     pub(super) args: Vec<OsString>,
     /// The files that it is given.
     pub(super) given: Given,
+    /// Whether standard input goes through a ring.
+    pub(super) ring: bool,
     /// The contract's document, when it goes by the link.
     pub(super) document: Option<String>,
     /// Whether the process is confined.
@@ -77,6 +79,7 @@ impl Plan {
             accelerator,
             kernel,
             given: Given::new(spec, modules),
+            ring: has_ring(spec),
             document: line.document,
             containment: spec.containment,
         })
@@ -89,13 +92,20 @@ impl Plan {
             backend,
             argv: crate::process::shown(self.program.path.as_os_str(), &self.args),
             helpers: Vec::new(),
-            descriptors: self
-                .given
-                .describe(vec![(arguments::MONITOR, "monitor (socketpair)")]),
+            descriptors: self.descriptors(),
             environment: Vec::new(),
             containment: confined.then(|| self.needs().iter().map(Need::to_string).collect()),
             document: self.document.clone(),
         }
+    }
+
+    /// What stands behind the descriptors' numbers.
+    fn descriptors(&self) -> Vec<(i32, String)> {
+        let mut own = vec![(descriptor::MONITOR, "monitor (socketpair)")];
+        if self.ring {
+            own.push((descriptor::RING, "standard input (ring in memory)"));
+        }
+        self.given.describe(own)
     }
 
     /// What QEMU's process may reach, apart from memfds and pipes, which Landlock does not govern.
@@ -131,7 +141,7 @@ pub const ALWAYS: [&str; 5] = [
 /// The drivers that this machine needs.
 fn drivers(spec: &MachineSpec) -> Vec<&'static str> {
     let mut drivers = ALWAYS.to_vec();
-    if spec.image.kind != ImageKind::Directory || !spec.changes.is_empty() {
+    if first_archive(spec) + spec.changes.len() > 0 || has_ring(spec) {
         drivers.push("virtio_blk");
     }
     drivers.extend(spec.image.filesystem);
@@ -139,6 +149,16 @@ fn drivers(spec: &MachineSpec) -> Vec<&'static str> {
         drivers.push("overlay");
     }
     drivers
+}
+
+/// Whether standard input goes through a ring: a port passes it on 4 KiB at a time.
+fn has_ring(spec: &MachineSpec) -> bool {
+    spec.contract.stdin == Stdin::Link && spec.contract.terminal.is_none()
+}
+
+/// Number of the disk with the first changes archive.
+fn first_archive(spec: &MachineSpec) -> usize {
+    usize::from(spec.image.kind != ImageKind::Directory)
 }
 
 /// The kernel command line but for the user's words and the contract.
@@ -188,6 +208,9 @@ fn args(
     for index in 0..spec.changes.len() {
         args.extend(bus.changes(index));
     }
+    if has_ring(spec) {
+        args.extend(bus.ring());
+    }
     for (index, share) in spec.shares.iter().enumerate() {
         let number = number::SHARES + index as i32;
         args.extend(bus.share(&arguments::share_tag(index), number, share.read_only));
@@ -203,10 +226,14 @@ fn complete(spec: &MachineSpec) -> Contract {
     let archives = spec.changes.iter().enumerate();
     contract.changes = archives
         .map(|(index, changes)| apppot_contract::Changes {
-            source: arguments::changes_device(index).into(),
+            source: arguments::disk(first_archive(spec) + index).into(),
             any_base: changes.any_base,
         })
         .collect();
+    if has_ring(spec) {
+        let number = first_archive(spec) + spec.changes.len();
+        contract.stdin = Stdin::Ring(arguments::disk(number).into());
+    }
     let shares = spec.shares.iter().enumerate();
     contract.mounts = shares
         .map(|(index, share)| Mount {
@@ -232,7 +259,7 @@ fn root(spec: &MachineSpec) -> Root {
         },
         Some(filesystem) => {
             let partition = spec.image.partition.map(|number| number.to_string());
-            let device = format!("{}{}", device::ROOT, partition.unwrap_or_default());
+            let device = format!("{}{}", arguments::disk(0), partition.unwrap_or_default());
             Root {
                 filesystem: filesystem.to_owned(),
                 source: device.into(),

@@ -1,7 +1,7 @@
 //! A running UML kernel.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -17,7 +17,6 @@ use crate::descriptors::{duplicate, number, Descriptors};
 use crate::limits;
 use crate::network::{self, Passt};
 use crate::process::{self, Process, Spawn};
-use crate::ring::Ring;
 use crate::spec::Containment;
 use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
 
@@ -51,8 +50,8 @@ impl UmlMachine {
         let (link, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
         let mut given = Descriptors::open(&plan.given, &COW)?;
         given.add(number::LINK, theirs);
-        let ring = open_ring(&mut given, plan.ring, descriptor::RING)?;
-        let files_ring = open_ring(&mut given, plan.files_ring, descriptor::FILES_RING)?;
+        let ring = given.open_ring(plan.ring, descriptor::RING)?;
+        let files_ring = given.open_ring(plan.files_ring, descriptor::FILES_RING)?;
         let cpu = take_cpu(&mut given, &plan);
         let needs = plan.needs();
         let mut rules = given.rules(&needs)?;
@@ -122,18 +121,6 @@ fn supervise(process: &Process, writable: Vec<Writable>, mode: Containment) -> R
 /// left it is throttled, and the driver never takes it up again (line_throttle in
 /// arch/um/drivers/line.c; our kernel's patch 0011 mends it).
 const SERIAL_LINE: usize = 3 << 10;
-
-/// A ring under this number, when something goes through one.
-fn open_ring(given: &mut Descriptors, wanted: bool, number: RawFd) -> Result<Option<Ring>> {
-    if !wanted {
-        return Ok(None);
-    }
-    let failed = "make a ring";
-    let ring = Ring::new().map_err(Error::system(failed))?;
-    let memory = ring.memory().map_err(Error::system(failed))?;
-    given.add(number, memory);
-    Ok(Some(ring))
-}
 
 /// A host CPU for a machine that is bound to one, if one is free.
 fn take_cpu(given: &mut Descriptors, plan: &Plan) -> Option<usize> {
