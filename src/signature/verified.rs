@@ -1,5 +1,5 @@
 //! Signatures that have been verified, remembered: hashing a large image takes seconds, a boot does
-//! not ([ADR 8](../../docs/adr/0008-signatures.md)).
+//! not ([ADR 10](../../docs/adr/0010-signatures.md)).
 //!
 //! What is remembered is "this key signed this state of this file with this signature", as the name
 //! of an empty file; so a key that is withdrawn is not asked for any more, and any write to the
