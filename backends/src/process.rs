@@ -155,24 +155,7 @@ fn prepare(
         check(libc::setsid())?;
         // The guest's own mask decides on the modes of files that it makes on the host.
         libc::umask(0);
-        // Whoever signals all processes of a job (a batch system, systemd) means the command: the
-        // launcher passes it on, and ends the hypervisor when it is time.
-        let mut spared: libc::sigset_t = std::mem::zeroed();
-        check(libc::sigemptyset(&mut spared))?;
-        for signal in [
-            libc::SIGTERM,
-            libc::SIGINT,
-            libc::SIGHUP,
-            libc::SIGQUIT,
-            libc::SIGXCPU,
-        ] {
-            check(libc::sigaddset(&mut spared, signal))?;
-        }
-        check(libc::sigprocmask(
-            libc::SIG_SETMASK,
-            &spared,
-            std::ptr::null_mut(),
-        ))?;
+        check(spare_signals())?;
         // A guest's panic aborts the hypervisor: no core file in the user's directory.
         let no_core = libc::rlimit {
             rlim_cur: 0,
@@ -191,6 +174,26 @@ fn prepare(
         }
     }
     Ok(())
+}
+
+/// Whoever signals all processes of a job (a batch system, systemd) means the command: the launcher
+/// passes it on, and ends the hypervisor when it is time. Async-signal-safe.
+fn spare_signals() -> libc::c_int {
+    // SAFETY: the set is live and of the right size; the signals exist.
+    unsafe {
+        let mut spared: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut spared);
+        for signal in [
+            libc::SIGTERM,
+            libc::SIGINT,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGXCPU,
+        ] {
+            libc::sigaddset(&mut spared, signal);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &spared, std::ptr::null_mut())
+    }
 }
 
 fn cpu_set(cpu: usize) -> libc::cpu_set_t {
