@@ -33,4 +33,4 @@ install:  ## into PREFIX (/usr/local), below DESTDIR: command, kernel if built, 
 	@setup/install.sh
 
 clean:    ## what was built here; caches below the home directory stay
-	@rm -rf target contract/fuzz/target snapshot/fuzz/target
+	@rm -rf target contract/fuzz/target snapshot/fuzz/target image/fuzz/target

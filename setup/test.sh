@@ -74,7 +74,7 @@ everywhere=(arguments binds ending environment files images jobdir qemu status s
 
 need_rust
 need_rust_tools
-need_packages shellcheck cpio passt iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign
+need_packages shellcheck cpio passt iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci docker-registry
 need_qemu
 need_test_user
 step "scripts"

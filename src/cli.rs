@@ -7,6 +7,7 @@ use apppot_backends::spec::{Containment, Network, Seccomp};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Word;
+use crate::image::ImageCommand;
 use crate::units::{Cpus, Duration, Size};
 
 /// Run a command inside a software appliance as if it were an ordinary program.
@@ -40,12 +41,12 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Open a shell in an appliance
     Shell(ShellArgs),
+    /// Make, show, check and keep images of appliances
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Record what is in an appliance, and carry changes from one copy to another
     #[command(subcommand)]
     Snap(SnapCommand),
-    /// Sign images and changes archives, and verify their signatures
-    #[command(subcommand)]
-    Image(ImageCommand),
     /// Check what this machine offers, and say what to do where it lacks something
     Doctor,
     /// Show the effective configuration and where each value comes from
@@ -54,35 +55,6 @@ pub(crate) enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
-    },
-}
-
-/// `apppot image`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// Sign images and changes archives: FILE.minisig beside FILE
-    Sign {
-        /// The secret key that 'minisign -G' made (default: minisign's own)
-        #[arg(long, value_name = "FILE")]
-        key: Option<PathBuf>,
-        /// What to say, and sign too (default: the time and the file's name)
-        #[arg(long, value_name = "TEXT", value_parser = comment)]
-        comment: Option<String>,
-        /// The images and archives
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-    },
-    /// Examine images and changes archives
-    Verify {
-        /// Verify the signature beside each
-        #[arg(long, required = true)]
-        signature: bool,
-        /// A public key, or the file that holds it (default: the trusted keys of the configuration)
-        #[arg(long, value_name = "KEY")]
-        public_key: Vec<String>,
-        /// The images and archives
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
     },
 }
 
@@ -161,7 +133,7 @@ pub(crate) struct WhatChanged {
 
 const RUN_HELP: &str = "\
 Without a command, the job directory's ./apppot-run is run, else the image's
-/etc/apppot/autorun, else a shell. The command runs in the job directory, with
+/etc/apppot/autorun, else what a container image was made to run, else a shell. The command runs in the job directory, with
 the caller's user, standard streams and signals.
 
 Exit status: the command's own; 128+n when signal n ended it; 124 time limit;
@@ -211,7 +183,7 @@ impl From<Boot> for apppot_contract::Boot {
 /// Options of the commands that start a machine.
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
-    /// The appliance: a raw image, a root directory, or 'host' for this host's own root, read-only
+    /// The appliance: an image (a path, or a name in the store), a root directory, or 'host' for this host's own root, read-only
     #[arg(short, long, value_name = "PATH", help_heading = "Appliance")]
     pub(crate) image: Option<PathBuf>,
     /// Keep writes to the image in this copy-on-write file, or 'memory' (default: they vanish)
@@ -336,12 +308,4 @@ pub(crate) struct MachineArgs {
     /// Print what would be started, and start nothing
     #[arg(long, help_heading = "Job")]
     pub(crate) dry_run: bool,
-}
-
-/// A signature's comment is one line.
-fn comment(text: &str) -> Result<String, String> {
-    match text.chars().any(char::is_control) {
-        true => Err(String::from("a comment is one line of text")),
-        false => Ok(text.to_owned()),
-    }
 }

@@ -33,6 +33,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(hinted) = cause.downcast_ref::<Hinted>() {
             return Some(hinted.hint.clone());
         }
+        if let Some(error) = cause.downcast_ref::<apppot_image::Error>() {
+            return error.hint();
+        }
         if let Some(error) = cause.downcast_ref::<apppot_snapshot::Error>() {
             return error.hint().map(str::to_owned);
         }

@@ -7,6 +7,7 @@ mod config;
 mod doctor;
 mod failure;
 mod files;
+mod image;
 mod outcome;
 mod output;
 mod run;
@@ -23,9 +24,8 @@ use apppot_backends::uml::kernel;
 use apppot_contract::Workload;
 use clap::{CommandFactory, Parser};
 
-use crate::cli::{Cli, Command, General, ImageCommand};
+use crate::cli::{Cli, Command, General};
 use crate::config::{Config, Origin, Values};
-use crate::signature::Key;
 
 fn main() -> ExitCode {
     // A parent that ignores it would have our children vanish unwaited for.
@@ -52,8 +52,8 @@ fn dispatch(command: Command, general: &General) -> Result<u8> {
             run::run(&args.machine, workload, general)
         }
         Command::Shell(args) => run::run(&args.machine, Workload::Shell, general),
+        Command::Image(command) => image::run(&command, general),
         Command::Snap(command) => snap::run(&command, general),
-        Command::Image(command) => image(&command, general),
         Command::Doctor => Ok(doctor::run(&here()?, general.json)),
         Command::Config => show_config(general.json),
         Command::Completions { shell } => {
@@ -65,31 +65,8 @@ fn dispatch(command: Command, general: &General) -> Result<u8> {
     }
 }
 
-fn image(command: &ImageCommand, general: &General) -> Result<u8> {
-    match command {
-        ImageCommand::Sign {
-            key,
-            comment,
-            files,
-        } => signature::sign(files, key.as_deref(), comment.as_deref(), general)?,
-        ImageCommand::Verify {
-            public_key, files, ..
-        } => {
-            let keys = match public_key.is_empty() {
-                true => here()?.trusted_keys.value,
-                false => public_key
-                    .iter()
-                    .map(|key| Key::from_argument(key))
-                    .collect::<Result<_>>()?,
-            };
-            signature::verify_files(files, &keys, general.json)?;
-        }
-    }
-    Ok(0)
-}
-
 /// The configuration of a job in the current directory.
-fn here() -> Result<Config> {
+pub(crate) fn here() -> Result<Config> {
     let jobdir = caller::JobDirectory::find(None)?;
     Config::load(Values::default(), &jobdir.real)
 }

@@ -2,7 +2,7 @@
 //! examination of archives that a job is to start with.
 
 mod cache;
-mod images;
+pub(crate) mod images;
 mod report;
 
 use std::fs::File;

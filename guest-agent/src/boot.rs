@@ -7,8 +7,8 @@ use apppot_contract::{Boot, Contract, Report, Usage};
 use crate::failure::{Failure, Step};
 use crate::link::Link;
 use crate::{
-    accounts, changes, channels, clock, hostname, job, modules, mounts, network, shutdown, sources,
-    sudo, system,
+    accounts, changes, channels, clock, defaults, hostname, job, modules, mounts, network,
+    shutdown, sources, sudo, system,
 };
 
 /// Runs the whole life of the machine.
@@ -27,7 +27,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     // The link may need one of them; without the link nobody would learn what is wrong with another.
     let loaded = modules::load_all(Path::new("/modules"));
     clock::set();
-    let contract = find_contract(link)?;
+    let mut contract = find_contract(link)?;
     loaded?;
     mounts::root(contract.root.as_ref())?;
     changes::merge_all(&contract, Path::new(mounts::ROOT))?;
@@ -38,6 +38,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     if contract.boot == Boot::System {
         return Err(hand_over(&contract, link));
     }
+    let image = defaults::read(Path::new("/"), &mut contract)?;
     // Before the host's directories are there: the account is the appliance's own affair.
     let identity = accounts::become_known(Path::new("/"), &contract)?;
     let _sudo = sudo::allow(Path::new("/"), &identity, &contract)?;
@@ -53,7 +54,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     if let Some(files) = &mut files {
         files.remember()?;
     }
-    let report = job::run(&contract, &identity, link)?;
+    let report = job::run(&contract, image.as_ref(), &identity, link)?;
     Ok(job::saved(report, kept, files, link))
 }
 

@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::accounts::Identity;
 use crate::channels::JobFiles;
+use crate::defaults::ImageCommand;
 use crate::failure::{Failure, Step};
 use crate::link::{Link, OutputBuffer};
 use crate::mounts::Kept;
@@ -19,9 +20,10 @@ use crate::process::{self, Running, Waited};
 use crate::stdin::Input;
 use crate::{shutdown, workload};
 
-/// Runs the contract's workload to its end.
+/// Runs the contract's workload to its end; `image` is what runs when the contract leaves it to the image.
 pub(crate) fn run(
     contract: &Contract,
+    image: Option<&ImageCommand>,
     identity: &Identity,
     link: &mut Link,
 ) -> Result<Report, Failure> {
@@ -29,8 +31,8 @@ pub(crate) fn run(
         "entering the job directory {}",
         contract.jobdir.display()
     ))?;
-    let environment = workload::environment(contract, identity);
-    let program = match workload::find(contract, identity, &environment) {
+    let mut environment = workload::environment(contract, identity);
+    let program = match workload::find(contract, image, identity, &environment) {
         Ok(program) => program,
         Err(outcome) => return Ok(unused(outcome)),
     };
@@ -39,6 +41,7 @@ pub(crate) fn run(
         link.send(&Frame::Log(warning.as_bytes()))
             .step("starting the job")?;
     }
+    workload::start_in(&mut environment, &program.directory);
     let signals = child_signals().step("preparing for the command's end")?;
     let input = match &contract.stdin {
         Stdin::Ring(device) => Input::ring(device).step("opening standard input")?,

@@ -9,6 +9,7 @@ mod boot;
 mod changes;
 mod channels;
 mod clock;
+mod defaults;
 mod devices;
 mod failure;
 mod hostname;

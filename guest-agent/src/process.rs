@@ -51,6 +51,7 @@ pub(crate) fn start(
             let shell = Program {
                 path: "/bin/sh".into(),
                 argv,
+                directory: program.directory.clone(),
                 ..*program
             };
             spawn(&shell, environment, identity, contract)
@@ -79,7 +80,7 @@ fn spawn(
     let mut birth = Birth {
         image: &image,
         identity,
-        directory: CString::new(contract.jobdir.as_os_str().as_bytes())?,
+        directory: CString::new(program.directory.as_os_str().as_bytes())?,
         streams: streams.theirs.each_ref().map(AsRawFd::as_raw_fd),
         umask: contract.umask,
         terminal: contract.terminal.is_some(),

@@ -14,7 +14,7 @@ use apppot_contract::{document, Contract, Report, Usage};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
-use crate::{accounts, channels, hostname, job, mounts, network, shutdown, sudo};
+use crate::{accounts, channels, defaults, hostname, job, mounts, network, shutdown, sudo};
 
 /// The agent's own directory, in memory.
 const DIRECTORY: &str = "/run/apppot";
@@ -136,7 +136,7 @@ pub(crate) fn serve() -> ! {
 fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     let path = PathBuf::from(DIRECTORY).join("contract");
     let text = fs::read(&path).step("reading the contract")?;
-    let contract = document::decode(&text).step("reading the contract")?;
+    let mut contract = document::decode(&text).step("reading the contract")?;
     let _ = fs::remove_file(&path);
     let device = contract.link.as_deref();
     let device =
@@ -148,6 +148,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     };
     let link = link.insert(opened.step(format!("opening the link {}", device.display()))?);
     hostname::make_own_known(Path::new("/"), &contract).step("writing /etc/hosts")?;
+    let image = defaults::read(Path::new("/"), &mut contract)?;
     let identity = accounts::become_known(Path::new("/"), &contract)?;
     let _sudo = sudo::allow(Path::new("/"), &identity, &contract)?;
     let mut files = channels::receive(&contract, link)?;
@@ -156,7 +157,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     if let Some(files) = &mut files {
         files.remember()?;
     }
-    let report = job::run(&contract, &identity, link)?;
+    let report = job::run(&contract, image.as_ref(), &identity, link)?;
     Ok(job::saved(report, kept, files, link))
 }
 

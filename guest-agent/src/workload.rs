@@ -1,4 +1,4 @@
-//! What runs: the command, or the first of `./apppot-run`, the image's autorun, a shell.
+//! What runs: the command, or the first of `./apppot-run`, the image's autorun, the image's command, a shell.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use apppot_contract::{Contract, Outcome, Workload};
 
 use crate::accounts::Identity;
+use crate::defaults::ImageCommand;
 
 /// A command that has been found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub(crate) struct Program {
     pub(crate) argv: Vec<OsString>,
     /// Whether it is the user's shell, for want of anything else to run.
     pub(crate) is_shell: bool,
+    /// Where it runs.
+    pub(crate) directory: PathBuf,
 }
 
 /// Decides what runs, with the job's environment for `PATH`, in the job directory.
@@ -27,21 +30,44 @@ pub(crate) struct Program {
 /// The outcome that the job has when there is no such command, or it cannot be executed.
 pub(crate) fn find(
     contract: &Contract,
+    image: Option<&ImageCommand>,
     identity: &Identity,
     environment: &[(OsString, OsString)],
 ) -> Result<Program, Outcome> {
+    let jobdir = &contract.jobdir;
     match &contract.workload {
-        Workload::Command(argv) => {
-            let path = environment.iter().find(|(name, _)| name == "PATH");
-            let path = path.map_or(OsStr::new(""), |(_, value)| value.as_os_str());
-            search(&argv[0], path, &contract.jobdir).map(|path| Program {
-                path,
-                argv: argv.clone(),
-                is_shell: false,
-            })
-        }
-        Workload::Default => Ok(script(&contract.jobdir)?.unwrap_or_else(|| shell(identity))),
-        Workload::Shell => Ok(shell(identity)),
+        Workload::Command(argv) => command(argv, environment, jobdir),
+        Workload::Default => match (script(jobdir)?, image) {
+            (Some(script), _) => Ok(script),
+            (None, Some(image)) => {
+                let directory = image.directory.as_ref().unwrap_or(jobdir);
+                command(&image.argv, environment, directory)
+            }
+            (None, None) => Ok(shell(identity, jobdir)),
+        },
+        Workload::Shell => Ok(shell(identity, jobdir)),
+    }
+}
+
+fn command(
+    argv: &[OsString],
+    environment: &[(OsString, OsString)],
+    directory: &Path,
+) -> Result<Program, Outcome> {
+    let path = environment.iter().find(|(name, _)| name == "PATH");
+    let path = path.map_or(OsStr::new(""), |(_, value)| value.as_os_str());
+    search(&argv[0], path, directory).map(|path| Program {
+        path,
+        argv: argv.to_owned(),
+        directory: directory.to_owned(),
+        is_shell: false,
+    })
+}
+
+/// Lets the environment say where the program starts.
+pub(crate) fn start_in(environment: &mut [(OsString, OsString)], directory: &Path) {
+    for (_, value) in environment.iter_mut().filter(|(name, _)| name == "PWD") {
+        value.clone_from(&directory.as_os_str().to_owned());
     }
 }
 
@@ -57,6 +83,7 @@ fn script(jobdir: &Path) -> Result<Option<Program>, Outcome> {
                 argv: vec![path.clone().into()],
                 path,
                 is_shell: false,
+                directory: jobdir.to_owned(),
             }));
         }
     }
@@ -64,7 +91,7 @@ fn script(jobdir: &Path) -> Result<Option<Program>, Outcome> {
 }
 
 /// A login shell: its name starts with a hyphen.
-fn shell(identity: &Identity) -> Program {
+fn shell(identity: &Identity, jobdir: &Path) -> Program {
     let path = [identity.shell.as_path(), Path::new("/bin/bash")]
         .into_iter()
         .find(|path| is_executable(path))
@@ -75,6 +102,7 @@ fn shell(identity: &Identity) -> Program {
         path: path.to_owned(),
         argv: vec![name],
         is_shell: true,
+        directory: jobdir.to_owned(),
     }
 }
 
@@ -216,21 +244,46 @@ mod tests {
             jobdir: directory.path().to_owned(),
             ..Contract::default()
         };
-        assert_eq!(find(&contract, &identity(), &[]).unwrap().argv, ["-sh"]);
+        assert_eq!(
+            find(&contract, None, &identity(), &[]).unwrap().argv,
+            ["-sh"]
+        );
         file(directory.path(), "apppot-run", 0o644);
-        let refused = find(&contract, &identity(), &[]).unwrap_err();
+        let refused = find(&contract, None, &identity(), &[]).unwrap_err();
         assert!(
             matches!(refused, Outcome::NotExecutable { .. }),
             "{refused:?}"
         );
         file(directory.path(), "apppot-run", 0o755);
-        let program = find(&contract, &identity(), &[]).unwrap();
+        let program = find(&contract, None, &identity(), &[]).unwrap();
         assert_eq!(program.path, directory.path().join("apppot-run"));
         let contract = Contract {
             workload: Workload::Shell,
             ..contract
         };
-        assert_eq!(find(&contract, &identity(), &[]).unwrap().argv, ["-sh"]);
+        assert_eq!(
+            find(&contract, None, &identity(), &[]).unwrap().argv,
+            ["-sh"]
+        );
+    }
+
+    #[test]
+    fn the_images_command_runs_where_the_image_says_unless_the_job_directory_has_a_script() {
+        let (job, image) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        file(image.path(), "serve", 0o755);
+        let contract = Contract {
+            jobdir: job.path().to_owned(),
+            ..Contract::default()
+        };
+        let command = ImageCommand {
+            argv: vec!["./serve".into(), "-x".into()],
+            directory: Some(image.path().to_owned()),
+        };
+        let find = || find(&contract, Some(&command), &identity(), &[]).unwrap();
+        assert_eq!(find().argv, ["./serve", "-x"]);
+        assert_eq!(find().directory, image.path());
+        file(job.path(), "apppot-run", 0o755);
+        assert_eq!(find().directory, job.path());
     }
 
     #[test]

@@ -42,6 +42,29 @@ pub enum Error {
         /// Size that was asked for, bytes.
         size: u64,
     },
+    /// Bytes are not those that their digest stands for.
+    #[error("{what} is damaged: its digest is {found}, not {expected}")]
+    Digest {
+        /// What the bytes are.
+        what: String,
+        /// Digest of the bytes.
+        found: String,
+        /// Digest that they were named by.
+        expected: String,
+    },
+    /// A container image is not to be had as it is described.
+    #[error("{0}")]
+    Container(String),
+    /// The registry refuses.
+    #[error("registry {registry}: {reason}")]
+    Registry {
+        /// Its host, and port.
+        registry: String,
+        /// What it says.
+        reason: String,
+        /// What to do.
+        hint: Option<String>,
+    },
     /// A tree that is copied cannot be read.
     #[error(transparent)]
     Tree(#[from] apppot_snapshot::Error),
@@ -71,6 +94,8 @@ impl Error {
                     needed.div_ceil(1 << 20)
                 )
             }
+            Error::Digest { .. } => String::from("fetch the image again"),
+            Error::Registry { hint, .. } => hint.clone()?,
             Error::Tree(error) => error.hint()?.to_owned(),
             _ => return None,
         })

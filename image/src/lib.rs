@@ -14,10 +14,15 @@
 
 pub mod decompress;
 mod error;
+pub mod export;
 mod ext4;
+mod facts;
 mod filesystem;
+pub mod oci;
+mod pipe;
 pub mod tar;
 mod tree;
 
 pub use error::{Error, Result};
+pub use facts::Facts;
 pub use filesystem::{Archive, Filesystem, Limits, Options, Summary};

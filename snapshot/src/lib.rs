@@ -22,7 +22,7 @@ pub mod merge;
 pub mod output;
 pub mod rules;
 pub mod show;
-mod tar;
+pub mod tar;
 pub mod transfer;
 pub mod tree;
 mod xattrs;

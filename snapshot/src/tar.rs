@@ -8,7 +8,7 @@ use std::io::Write as _;
 use crate::entry::{Content, Entry, Hash, Kind, Time};
 
 /// Bytes in a block; headers and contents begin on a block.
-pub(crate) const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 /// Name of the first member.
 pub(crate) const MANIFEST: &[u8] = b".apppot-changes";
 
@@ -17,7 +17,8 @@ const MAX_SMALL: u64 = 0o777_7777;
 const MAX_LARGE: u64 = 0o777_7777_7777;
 
 /// Bytes that follow a member to fill its last block.
-pub(crate) fn padding(len: u64) -> usize {
+#[must_use]
+pub fn padding(len: u64) -> usize {
     (len.next_multiple_of(BLOCK as u64) - len) as usize
 }
 
@@ -36,7 +37,8 @@ pub(crate) fn manifest_size(header: &[u8; BLOCK]) -> Option<u64> {
 }
 
 /// What stands before an entry's content: the header, and the map of a sparse file.
-pub(crate) fn header(entry: &Entry) -> Vec<u8> {
+#[must_use]
+pub fn header(entry: &Entry) -> Vec<u8> {
     let mut fields = match &entry.kind {
         Kind::Directory if entry.path.is_empty() => Fields::new(b"./", b'5'),
         Kind::Directory => Fields::new(&[&entry.path[..], b"/"].concat(), b'5'),

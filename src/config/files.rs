@@ -175,12 +175,15 @@ fn parse(text: &str, path: &Path) -> Result<Values> {
     }
     // A relative path is relative to the file that names it.
     let base = path.parent().unwrap_or(Path::new("/"));
-    for file in [&mut values.image, &mut values.kernel]
-        .into_iter()
-        .flatten()
-    {
-        if file.as_os_str() != "host" {
-            *file = base.join(&file);
+    if let Some(kernel) = &mut values.kernel {
+        *kernel = base.join(&kernel);
+    }
+    if let Some(image) = &mut values.image {
+        let path = base.join(&image);
+        // A word that is no file there is the host, or a name in the store.
+        let is_name = crate::image::store::is_name(image) && !path.exists();
+        if image.as_os_str() != "host" && !is_name {
+            *image = path;
         }
     }
     Ok(values)

@@ -16,6 +16,7 @@ use crate::caller::{self, JobDirectory};
 use crate::cli::{Boot, MachineArgs};
 use crate::config::{Config, Origin, Values};
 use crate::failure::hinted;
+use crate::image::store;
 use crate::signature::Demand;
 use crate::snap;
 use crate::units::Size;
@@ -165,13 +166,13 @@ fn refuse_for_the_host(args: &MachineArgs) -> Result<()> {
 
 fn open_image(path: &Path) -> Result<Image> {
     let path = match path.to_str() {
-        Some("host") => Path::new("/"),
-        _ => path,
+        Some("host") => Path::new("/").to_owned(),
+        _ => store::resolve(path),
     };
-    Image::open(path).map_err(|error| match is_reference(path) {
+    Image::open(&path).map_err(|error| match is_reference(&path) {
         true => hinted(
             format!("there is no image file '{}'", path.display()),
-            "an image is a file or a root directory here, not a name in a registry",
+            "make an image of it first: apppot image import docker://NAME IMAGE",
         ),
         false => error.into(),
     })

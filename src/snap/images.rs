@@ -24,8 +24,8 @@ pub(super) fn is_image(path: &Path) -> bool {
 }
 
 /// An appliance as a tree, with the files that it is read from.
-pub(super) struct Appliance {
-    pub(super) tree: Box<dyn Tree>,
+pub(crate) struct Appliance {
+    pub(crate) tree: Box<dyn Tree>,
     sources: Vec<Source>,
 }
 
@@ -51,7 +51,7 @@ impl Source {
 
 impl Appliance {
     /// Opens an appliance, with the overlay file above it.
-    pub(super) fn open(path: &Path, overlay: Option<&Path>) -> Result<Self> {
+    pub(crate) fn open(path: &Path, overlay: Option<&Path>) -> Result<Self> {
         let image = Image::open(path)?;
         if image.kind == ImageKind::Directory {
             if overlay.is_some() {
@@ -127,7 +127,8 @@ pub(super) fn copy(image: &Image, to: &File) -> Result<()> {
     Ok(source.stamp.check(&source.file, &source.path)?)
 }
 
-fn copy_blocks(mut source: File, target: &File) -> io::Result<()> {
+/// Copies the bytes of an image, or lets both files share them.
+pub(crate) fn copy_blocks(mut source: File, target: &File) -> io::Result<()> {
     // SAFETY: the request takes a descriptor; both are open.
     if unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) } == 0 {
         return Ok(());

@@ -27,6 +27,7 @@ mod ending;
 mod environment;
 mod files;
 mod images;
+mod import;
 mod jobdir;
 mod network;
 mod options;

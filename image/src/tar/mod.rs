@@ -91,6 +91,11 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// What the archive is read from.
+    pub(crate) fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// The next member, after what was left unread of the one before. `None` at the end.
     ///
     /// # Errors

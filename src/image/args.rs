@@ -1,0 +1,130 @@
+//! The command line of `apppot image`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::units::Size;
+
+/// `apppot image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Make an image of a directory, a tar archive or a container image
+    #[command(after_long_help = IMPORT_HELP)]
+    Import(ImportArgs),
+    /// Show what an image is and what is in it
+    Info {
+        /// A path, or a name in the store
+        image: PathBuf,
+    },
+    /// Sign images and changes archives: FILE.minisig beside FILE
+    Sign {
+        /// The secret key that 'minisign -G' made (default: minisign's own)
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// What to say, and sign too (default: the time and the file's name)
+        #[arg(long, value_name = "TEXT", value_parser = comment)]
+        comment: Option<String>,
+        /// The images and archives
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Check the filesystems of images, or signatures
+    Verify(VerifyArgs),
+    /// Give an image another size
+    Resize {
+        /// A path, or a name in the store
+        image: PathBuf,
+        /// The new size, such as 4G
+        size: Size,
+    },
+    /// List the images of the store
+    List,
+    /// Remove images from the store
+    Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<PathBuf>,
+    },
+    /// Write everything that is in an image as a tar archive
+    Export {
+        /// A path, or a name in the store
+        image: PathBuf,
+        /// Where to write it (default: standard output)
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+const IMPORT_HELP: &str = "\
+SOURCE is a directory that holds a root filesystem, a tar archive of one (also
+compressed with gzip, zstd, xz or bzip2), an archive that 'docker save' wrote, an
+OCI layout (a directory or a tar archive), or an image in a registry:
+
+  docker://debian:12  docker://registry.example.org/group/app@sha256:...
+
+The tag of an image among several follows the path: oci:DIR:TAG, docker-archive:FILE:TAG.
+
+IMAGE is a path, or a name in the store ($XDG_DATA_HOME/apppot/images) if it has no
+slash and does not end in .img, .raw or .squashfs.";
+
+/// `apppot image verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Verify the signature beside each file instead, also of changes archives
+    #[arg(long)]
+    pub(crate) signature: bool,
+    /// A public key, or the file that holds it (default: the trusted keys of the configuration)
+    #[arg(long, value_name = "KEY", requires = "signature")]
+    pub(crate) public_key: Vec<String>,
+    /// Compare the file with this SHA-256, too
+    #[arg(long, value_name = "HEX", conflicts_with = "signature")]
+    pub(crate) sha256: Option<String>,
+    /// Paths, or names in the store
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Formats of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A raw partition that can be written to
+    Ext4,
+    /// Compressed, only read: a base that many share (needs mksquashfs)
+    Squashfs,
+}
+
+/// `apppot image import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// What to make the image of
+    pub(crate) source: String,
+    /// The image: a path, or a name in the store
+    pub(crate) image: PathBuf,
+    /// What kind of image to make
+    #[arg(long, value_enum, default_value = "ext4")]
+    pub(crate) format: Format,
+    /// Size of the filesystem (default: a quarter and 128M more than what is in it)
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
+    /// Replace an image that is there
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Most bytes that the source may unpack to
+    #[arg(long, value_name = "SIZE", default_value = "64G")]
+    pub(crate) max_size: Size,
+    /// Platform of a container image, such as linux/arm64 (default: this machine's)
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    /// Speak to the registry without encryption
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+}
+
+/// A signature's comment is one line.
+fn comment(text: &str) -> Result<String, String> {
+    match text.chars().any(char::is_control) {
+        true => Err(String::from("a comment is one line of text")),
+        false => Ok(text.to_owned()),
+    }
+}

@@ -1,0 +1,107 @@
+//! What an image is made of.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use apppot_image::decompress::{self, Compression};
+use apppot_image::oci::{Archive, Layout, Reference};
+
+use crate::failure::hinted;
+
+/// A source that has been looked at.
+pub(super) enum Source {
+    /// A directory with a root filesystem.
+    Directory(PathBuf),
+    /// A tar archive of one, decompressed.
+    Tar(Box<dyn Read + Send>),
+    /// Container images in a tar archive, and the tag.
+    Archive(Archive, Option<String>),
+    /// Container images in a directory, and the tag.
+    Layout(Layout, Option<String>),
+    /// An image in a registry.
+    Registry(Reference),
+}
+
+impl Source {
+    /// Looks at what the user names. `room` is a directory for unpacked archives.
+    pub(super) fn find(text: &str, room: &Path) -> Result<Self> {
+        if let Some(name) = text.strip_prefix("docker://") {
+            return Ok(Source::Registry(Reference::parse(name)?));
+        }
+        for prefix in ["oci:", "oci-archive:", "docker-archive:"] {
+            if let Some(rest) = text.strip_prefix(prefix) {
+                let (path, tag) = tagged(rest);
+                return match Self::look(&path, tag, room)? {
+                    Source::Directory(_) | Source::Tar(_) => {
+                        anyhow::bail!("'{}' holds no container image", path.display())
+                    }
+                    found => Ok(found),
+                };
+            }
+        }
+        if Path::new(text).symlink_metadata().is_err() && Reference::parse(text).is_ok() {
+            return Err(hinted(
+                format!("there is no '{text}' here"),
+                format!("for an image in a registry: docker://{text}"),
+            ));
+        }
+        Self::look(Path::new(text), None, room)
+    }
+
+    fn look(path: &Path, tag: Option<String>, room: &Path) -> Result<Self> {
+        let cannot = || format!("cannot read '{}'", path.display());
+        if std::fs::metadata(path).with_context(cannot)?.is_dir() {
+            return Ok(match Layout::is_at(path) {
+                true => Source::Layout(Layout::new(path), tag),
+                false => Source::Directory(path.to_owned()),
+            });
+        }
+        let file = File::open(path).with_context(cannot)?;
+        let again = file.try_clone().with_context(cannot)?;
+        let (compression, mut reader) = decompress::open(file).with_context(cannot)?;
+        let mut header = Vec::new();
+        let first = reader.by_ref().take(512).read_to_end(&mut header);
+        first.with_context(cannot)?;
+        let end = header.iter().take(100).position(|byte| *byte == 0);
+        let begins_so = Archive::may_begin_with(&header[..end.unwrap_or(header.len().min(100))]);
+        let mut whole = Cursor::new(header).chain(reader);
+        if !begins_so {
+            return Ok(Source::Tar(Box::new(whole)));
+        }
+        // Members are read in another order than they come.
+        let unpacked = match compression {
+            Compression::None => again,
+            _ => {
+                let mut unpacked = tempfile::tempfile_in(room).with_context(cannot)?;
+                std::io::copy(&mut whole, &mut unpacked).with_context(cannot)?;
+                unpacked
+            }
+        };
+        let plain = unpacked.try_clone().with_context(cannot)?;
+        Ok(match Archive::list(unpacked).with_context(cannot)? {
+            Some(archive) => Source::Archive(archive, tag),
+            None => Source::Tar(Box::new(rewound(plain).with_context(cannot)?)),
+        })
+    }
+}
+
+fn rewound(mut file: File) -> std::io::Result<File> {
+    std::io::Seek::rewind(&mut file)?;
+    Ok(file)
+}
+
+/// `PATH[:TAG]`; a path that exists may have colons.
+fn tagged(text: &str) -> (PathBuf, Option<String>) {
+    if Path::new(text).exists() {
+        return (PathBuf::from(text), None);
+    }
+    // A tag may have a colon, too: that of 'docker save' is NAME:TAG.
+    let whole = |at: usize| Path::new(&text[..at]).exists();
+    let colons = text.match_indices(':').map(|(at, _)| at);
+    match colons.into_iter().find(|at| whole(*at)) {
+        Some(at) => (PathBuf::from(&text[..at]), Some(text[at + 1..].to_owned())),
+        None => (PathBuf::from(text), None),
+    }
+}
