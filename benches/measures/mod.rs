@@ -6,6 +6,7 @@ mod launcher;
 mod link;
 mod memory;
 mod phases;
+mod snapshots;
 mod start;
 mod tree;
 
@@ -36,5 +37,6 @@ pub(crate) fn all() -> Vec<Box<dyn Measure>> {
         Box::new(crowd::Crowd),
         Box::new(inside::Inside),
         Box::new(link::Link),
+        Box::new(snapshots::Snapshots),
     ]
 }
