@@ -83,7 +83,7 @@ need_registry() {
 
 need_rust
 need_rust_tools
-need_packages shellcheck cpio passt iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci
+need_packages shellcheck cpio procps passt iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci
 need_registry
 need_qemu
 need_test_user

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use apppot_backends::process::{at_end, AtEnd};
-use apppot_snapshot::output::Unfinished;
+use apppot_snapshot::output::{Place, Unfinished};
 
 /// A file on its way to its name.
 pub(crate) struct Output {
@@ -21,14 +21,16 @@ impl Output {
     /// # Errors
     /// It cannot be made, or is no regular file or one of the inputs.
     pub(crate) fn begin(path: &Path, inputs: &[&Path]) -> Result<Self> {
-        let file = Unfinished::beside(path, inputs)?;
-        let unfinished = file.path().to_owned();
+        let place = Place::find(path, inputs)?;
+        let unfinished = place.path().to_owned();
         let watch = at_end(move || {
             let _ = std::fs::remove_file(unfinished);
         });
+        let watch = watch.context("cannot start the watch over an unfinished file")?;
+        let file = place.begin()?;
         Ok(Output {
             file,
-            _watch: watch.context("cannot start the watch over an unfinished file")?,
+            _watch: watch,
         })
     }
 

@@ -93,7 +93,8 @@ fn overlay() -> io::Result<()> {
         UPPER,
         Some("tmpfs"),
         MsFlags::empty(),
-        Some("mode=0755,size=100%"),
+        // Less than all: whoever fills it shall be told so, before memory is out and the job is killed.
+        Some("mode=0755,size=80%"),
     )?;
     let (upper, work) = (format!("{UPPER}/upper"), format!("{UPPER}/work"));
     fs::create_dir(&upper)?;

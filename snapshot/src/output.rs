@@ -23,37 +23,7 @@ impl Unfinished {
     /// # Errors
     /// The file cannot be made, or `target` is one of the inputs or no regular file.
     pub fn beside(target: &Path, inputs: &[&Path]) -> Result<Self> {
-        let failed = |path: &Path| Error::file::<io::Error>("write", path.to_owned());
-        let target = match std::fs::canonicalize(target) {
-            Ok(real) => real,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => target.to_owned(),
-            Err(error) => return Err(failed(target)(error)),
-        };
-        if let Ok(there) = std::fs::metadata(&target) {
-            let refused = match there.is_file() {
-                false => Some("it is no regular file"),
-                true if is_one_of(&there, inputs) => Some("it is what is to be read"),
-                true => None,
-            };
-            if let Some(reason) = refused {
-                return Err(failed(&target)(io::Error::other(reason)));
-            }
-        }
-        let mut path = target.clone().into_os_string();
-        path.push(format!(".apppot-new-{}", std::process::id()));
-        let path = PathBuf::from(path);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(failed(&target))?;
-        Ok(Unfinished {
-            file,
-            path,
-            target,
-            kept: false,
-        })
+        Place::find(target, inputs)?.begin()
     }
 
     /// The file.
@@ -80,6 +50,68 @@ impl Unfinished {
             .map_err(Error::file("write", &self.target))?;
         self.kept = true;
         Ok(())
+    }
+}
+
+/// Where a file will be made: known before there is one, so that a watch over it can be there first.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Place {
+    /// Examines `target` as [`Unfinished::beside`] does, and makes nothing.
+    ///
+    /// # Errors
+    /// `target` is one of the inputs or no regular file.
+    pub fn find(target: &Path, inputs: &[&Path]) -> Result<Self> {
+        let failed = |path: &Path| Error::file::<io::Error>("write", path.to_owned());
+        let target = match std::fs::canonicalize(target) {
+            Ok(real) => real,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => target.to_owned(),
+            Err(error) => return Err(failed(target)(error)),
+        };
+        if let Ok(there) = std::fs::metadata(&target) {
+            let refused = match there.is_file() {
+                false => Some("it is no regular file"),
+                true if is_one_of(&there, inputs) => Some("it is what is to be read"),
+                true => None,
+            };
+            if let Some(reason) = refused {
+                return Err(failed(&target)(io::Error::other(reason)));
+            }
+        }
+        let mut path = target.clone().into_os_string();
+        path.push(format!(".apppot-new-{}", std::process::id()));
+        let path = PathBuf::from(path);
+        Ok(Place { path, target })
+    }
+
+    /// The file's name until it is complete.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn begin(self) -> Result<Unfinished> {
+        let Place { path, target } = self;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::file("write", &target))?;
+        Ok(Unfinished {
+            file,
+            path,
+            target,
+            kept: false,
+        })
     }
 }
 

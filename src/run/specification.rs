@@ -110,11 +110,13 @@ fn contract(
         .map(|(name, value)| (name.into(), value.into()))
         .chain(caller::environment(&args.env_file, &args.env)?)
         .collect();
-    let user = match args.root {
+    // What others call the user root is the guest's root.
+    let root = args.root || args.user.as_deref() == Some("root");
+    let user = match root {
         true => None,
         false => caller::user(args.user.clone()),
     };
-    if let (None, Some(name)) = (&user, &args.user) {
+    if let (None, Some(name), false) = (&user, &args.user, root) {
         return Err(hinted(
             format!("--user {name}: an account gets the caller's numbers, and root's would make it root"),
             format!("call apppot as another user, or change to it in the guest: -- runuser -u {name} -- COMMAND"),

@@ -207,7 +207,10 @@ fn a_shell_with_line_editing_and_end_of_file() {
     let mut session = Session::start(&job.apppot(&["shell"]), 24, 80);
     session.type_in("echo $((6*7))-in-$PWD\n");
     session.until_it_shows(&format!("42-in-{}", job.path().display()));
-    session.type_in("cat\nline typed\n");
+    // The shell gives the terminal back before the command starts: what is typed earlier is its own.
+    session.type_in("echo be''gun; cat\n");
+    session.until_it_shows("begun\r\n");
+    session.type_in("line typed\n");
     session.until_it_shows("line typed\r\nline typed\r\n");
     session.type_in("\x04");
     session.type_in("exit 6\n");
@@ -269,7 +272,10 @@ fn job_control_is_the_guests() {
     let mut session = Session::start(&job.apppot(&["shell"]), 24, 80);
     session.type_in("echo up-$((6*7))\n");
     session.until_it_shows("up-42");
-    session.type_in("cat\nline typed\n");
+    // The shell gives the terminal back before the command starts: what is typed earlier is its own.
+    session.type_in("echo be''gun; cat\n");
+    session.until_it_shows("begun\r\n");
+    session.type_in("line typed\n");
     session.until_it_shows("line typed\r\nline typed\r\n");
     session.type_in("\x1a");
     // The launcher goes on, and the guest's shell has stopped its own job.
