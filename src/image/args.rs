@@ -66,7 +66,7 @@ OCI layout (a directory or a tar archive), or an image in a registry:
 The tag of an image among several follows the path: oci:DIR:TAG, docker-archive:FILE:TAG.
 
 IMAGE is a path, or a name in the store ($XDG_DATA_HOME/apppot/images) if it has no
-slash and does not end in .img, .raw or .squashfs.";
+slash and does not end in .img, .raw, .squashfs or .erofs.";
 
 /// `apppot image verify`.
 #[derive(Debug, Args)]
