@@ -139,7 +139,7 @@ const LOADABLE: &str = "modules.dep";
 /// What a module asks the kernel for by name when it is used, which its list of needs does not have.
 fn asked_by_name(driver: &str) -> &'static [&'static str] {
     match driver {
-        "ext4" | "xfs" | "btrfs" => &["crc32c_generic"],
+        "ext4" | "xfs" | "btrfs" | "erofs" => &["crc32c_generic"],
         _ => &[],
     }
 }
