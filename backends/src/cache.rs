@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Release,
     /// Versions of QEMU.
     QemuVersion,
+    /// Versions of virtiofsd.
+    VirtiofsdVersion,
 }
 
 impl Kind {
@@ -30,6 +32,7 @@ impl Kind {
             Kind::UmlConfig => "kernels-3",
             Kind::Release => "releases",
             Kind::QemuVersion => "qemu",
+            Kind::VirtiofsdVersion => "virtiofsd",
         }
     }
 }

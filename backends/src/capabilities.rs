@@ -57,9 +57,10 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
     if !spec.shares.is_empty() && !can.channels.iter().any(|channel| channel.is_live()) {
         return missing(String::from("share host directories"));
     }
-    if let Some(files) = &spec.contract.files {
-        if !can.channels.contains(&files.channel) {
-            let channel = files.channel.word();
+    let files = spec.contract.files.as_ref().map(|files| files.channel);
+    for channel in files.into_iter().chain(spec.live) {
+        if !can.channels.contains(&channel) {
+            let channel = channel.word();
             return missing(format!("carry files by the channel '{channel}'"));
         }
     }

@@ -92,6 +92,16 @@ impl Given {
         std::mem::take(&mut self.initramfs)
     }
 
+    /// The shared directories, which then are not given.
+    pub(crate) fn take_shares(&mut self) -> Vec<Share> {
+        std::mem::take(&mut self.shares)
+    }
+
+    /// Bytes of the initramfs.
+    pub(crate) fn initramfs_len(&self) -> u64 {
+        self.initramfs.iter().map(|piece| piece.len() as u64).sum()
+    }
+
     /// What the process may do with them.
     pub(crate) fn needs(&self) -> Vec<Need> {
         let mut needs = Vec::new();
@@ -117,8 +127,7 @@ impl Given {
     pub(crate) fn describe(&self, own: Vec<(RawFd, &str)>) -> Vec<(RawFd, String)> {
         let mut memory = vec![(number::LINK, String::from("link (socketpair)"))];
         if !self.initramfs.is_empty() {
-            let len: usize = self.initramfs.iter().map(|piece| piece.len()).sum();
-            let initramfs = format!("initramfs ({len} bytes in memory)");
+            let initramfs = format!("initramfs ({} bytes in memory)", self.initramfs_len());
             memory.push((number::INITRAMFS, initramfs));
         }
         let shown = |need: Need| Some((need.descriptor?, need.path.display().to_string()));

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use apppot_contract::Contract;
+use apppot_contract::{Channel, Contract, Stdin};
 
 use crate::image::Image;
 use crate::stamp::Stamp;
@@ -32,6 +32,8 @@ pub struct MachineSpec {
     pub changes: Vec<Changes>,
     /// Directories of the host, the job directory first, unless its files travel.
     pub shares: Vec<Share>,
+    /// How they are shared, when the user has chosen that; else it is the backend's first live channel.
+    pub live: Option<Channel>,
     /// Raw block devices beside the appliance's own.
     pub disks: Vec<Disk>,
     /// What the agent is to do. The backend adds the guest's half of what it provides: root,
@@ -47,6 +49,19 @@ pub struct MachineSpec {
     pub trim_resident: bool,
     /// Raw words at the end of the kernel command line.
     pub extra: Vec<OsString>,
+}
+
+impl MachineSpec {
+    /// Whether standard input goes through a ring: links are slow towards a guest.
+    pub(crate) fn has_ring(&self) -> bool {
+        self.contract.stdin == Stdin::Link && self.contract.terminal.is_none()
+    }
+
+    /// Whether the job's files go through a ring, for the same reason.
+    pub(crate) fn has_files_ring(&self) -> bool {
+        let files = self.contract.files.as_ref();
+        files.is_some_and(|files| files.channel == Channel::Link)
+    }
 }
 
 /// What becomes of writes to the appliance.

@@ -150,12 +150,14 @@ fn serve(
         .with_context(|| format!("cannot boot appliance '{}'", image.display()))?;
     if general.verbose > 0 {
         let files = spec.contract.files.as_ref().map(|files| files.channel);
-        let channel = files.or(backend.capabilities().channels.first().copied());
-        show::describe(
-            machine.as_ref(),
-            spec,
-            channel.map_or("none", Channel::word),
-        );
+        let best = backend.capabilities().channels.first().copied();
+        let chosen = files.or(spec.live);
+        let channel = chosen.or(best).map_or("none", Channel::word);
+        let why = match config.channel.value.as_str() {
+            "auto" => " (the backend's first)",
+            _ => "",
+        };
+        show::describe(machine.as_ref(), spec, &format!("{channel}{why}"));
     }
     let ended = session::serve(machine.as_mut(), signals, &terms)?;
     show::conclude(args, general, spec, machine.as_ref(), &ended)

@@ -84,6 +84,7 @@ pub(super) fn specify(
         cpus: config.cpus.value.0,
         shares,
         disks: Vec::new(),
+        live: None,
         contract,
         network: config.network.value,
         containment: config.containment.value,

@@ -89,8 +89,9 @@ impl Staging {
         }
         let channel = match choose(&wishes, can) {
             Some(channel) if !channel.is_live() => channel,
-            _ => {
+            live => {
                 refuse_without_travel(&wishes)?;
+                spec.live = wishes.channel.and(live);
                 return Ok(None);
             }
         };

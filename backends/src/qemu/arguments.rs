@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::kvm::Accelerator;
 use crate::descriptors::number;
+use crate::network;
 use crate::process::descriptor_path;
 
 /// Longest kernel command line, bytes (`COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h).
@@ -19,18 +20,22 @@ pub(super) mod descriptor {
     pub(in super::super) const MONITOR: RawFd = OWN;
     /// The ring.
     pub(in super::super) const RING: RawFd = OWN + 1;
+    /// The ring for the job's files.
+    pub(in super::super) const FILES_RING: RawFd = OWN + 2;
 }
 
 /// What the guest calls these.
 pub(super) mod device {
     /// The link: the first port of the first virtio-serial device.
     pub(in super::super) const LINK: &str = "/dev/vport0p1";
+    /// The network: the only interface.
+    pub(in super::super) const NETWORK: &str = "eth0";
     /// The tag of the directory that is the root.
     pub(in super::super) const ROOT_TAG: &str = "root";
 }
 
 /// What the guest calls the virtio disk of that number. There are the image, unless it is a directory,
-/// the changes archives and the ring, in this order: fewer than letters.
+/// the changes archives, the rings and further disks, in this order: fewer than letters.
 pub(super) fn disk(index: usize) -> String {
     let letter = char::from(b'a' + index.min(25) as u8);
     format!("/dev/vd{letter}")
@@ -87,6 +92,19 @@ pub(super) fn cpus(number: u32) -> Switch {
 /// `-m`: guest memory.
 pub(super) fn memory(bytes: u64) -> Switch {
     switch("-m", format!("{}M", bytes >> 20))
+}
+
+/// `-object`, `-machine`: guest memory that other processes are given, too.
+pub(super) fn shared_memory(bytes: u64) -> Vec<OsString> {
+    let size = bytes >> 20;
+    [
+        switch(
+            "-object",
+            format!("memory-backend-memfd,id=memory,size={size}M,share=on"),
+        ),
+        switch("-machine", "memory-backend=memory"),
+    ]
+    .concat()
 }
 
 /// `-no-reboot`: a reboot, which is also how a panic ends, ends the machine.
@@ -188,9 +206,22 @@ impl Bus {
         [file(&node, descriptor, false), self.disk(&node)].concat()
     }
 
-    /// The ring as the last disk, which the guest only reads.
+    /// The ring for standard input as a disk, which the guest only reads.
     pub(super) fn ring(&mut self) -> Vec<OsString> {
         [file("stdin", descriptor::RING, false), self.disk("stdin")].concat()
+    }
+
+    /// The ring for the job's files as a disk, which the guest only reads.
+    pub(super) fn files_ring(&mut self) -> Vec<OsString> {
+        let ring = file("files", descriptor::FILES_RING, false);
+        [ring, self.disk("files")].concat()
+    }
+
+    /// A further disk, which the agent finds by what is on it.
+    pub(super) fn further_disk(&mut self, index: usize, writable: bool) -> Vec<OsString> {
+        let node = format!("disk{index}");
+        let descriptor = number::DISKS + index as i32;
+        [file(&node, descriptor, writable), self.disk(&node)].concat()
     }
 
     /// A disk; the guest is told of errors (else the machine would stop and wait for somebody).
@@ -198,6 +229,28 @@ impl Bus {
         self.device(&format!(
             "virtio-blk-pci,drive={node},werror=report,rerror=report"
         ))
+    }
+
+    /// The network, whose frames are packets of a socket. Nothing is booted by it (`romfile`).
+    pub(super) fn network(&mut self) -> Vec<OsString> {
+        let mac = network::mac(network::GUEST_MAC);
+        [
+            switch(
+                "-netdev",
+                format!("dgram,id=net,local.type=fd,local.str={}", number::NETWORK),
+            ),
+            self.device(&format!("virtio-net-pci,netdev=net,mac={mac},romfile=")),
+        ]
+        .concat()
+    }
+
+    /// A directory by virtio-fs, which another process serves at a socket.
+    pub(super) fn served_share(&mut self, tag: &str, descriptor: i32) -> Vec<OsString> {
+        [
+            switch("-chardev", format!("socket,id={tag},fd={descriptor}")),
+            self.device(&format!("vhost-user-fs-pci,chardev={tag},tag={tag}")),
+        ]
+        .concat()
     }
 
     /// A directory by 9P. Files are the user's own: QEMU makes and changes them as itself.

@@ -20,6 +20,8 @@ pub struct Kernel {
     pub path: PathBuf,
     /// Its release, such as `6.1.0-56-amd64`.
     pub release: String,
+    /// Where the memory ends that it takes for its code and data: a physical address.
+    end: u64,
     /// The directory with its modules.
     modules: PathBuf,
     /// Its list of what is built in, as `modules.builtin` has it.
@@ -95,12 +97,33 @@ impl Kernel {
             let path = modules.join(name);
             std::fs::read_to_string(&path).map_err(Error::file("read module list", &path))
         };
+        let end = File::open(&path).and_then(|file| end(&file));
         Ok(Kernel {
+            end: end.map_err(Error::file("read kernel", &path))?,
             built_in: read(BUILT_IN)?,
             loadable: read(LOADABLE).unwrap_or_default(),
             modules: modules.clone(),
             release,
             path,
+        })
+    }
+
+    /// Checks that the kernel and an initramfs of so many bytes fit into `memory`: where they do not, the
+    /// machine would stand still without a word.
+    ///
+    /// # Errors
+    /// They do not.
+    pub(super) fn check_memory(&self, memory: u64, initramfs: u64) -> Result<()> {
+        // The initramfs is there twice while it is unpacked.
+        let least = (self.end + 2 * initramfs + ROOM).next_multiple_of(1 << 20);
+        if memory >= least {
+            return Ok(());
+        }
+        let least = least >> 20;
+        Err(Error::Memory {
+            memory,
+            reason: format!("kernel {} needs {least} MiB to start", self.release),
+            hint: format!("pass --memory {least}M or more"),
         })
     }
 
@@ -132,6 +155,9 @@ impl Kernel {
         }
     }
 }
+
+/// Memory that a kernel needs beside itself until the agent runs.
+const ROOM: u64 = 16 << 20;
 
 const BUILT_IN: &str = "modules.builtin";
 const LOADABLE: &str = "modules.dep";
@@ -220,6 +246,36 @@ fn release(path: &Path) -> std::io::Result<Option<String>> {
     }
 }
 
+/// See [`Kernel::end`].
+fn end(file: &File) -> std::io::Result<u64> {
+    let mut start = [0; 4096];
+    let len = file.read_at(&mut start, 0)?;
+    let start = &start[..len];
+    if start.get(0x202..0x206) == Some(b"HdrS") {
+        // `pref_address` and `init_size` of boot.rst.
+        let (at, size) = (number(start, 0x258, 8), number(start, 0x260, 4));
+        return Ok(at.zip(size).map_or(0, |(at, size)| at.saturating_add(size)));
+    }
+    // Program headers of an ELF file (elf(5)).
+    const LOAD: u64 = 1;
+    let header = number(start, 32, 8).zip(number(start, 54, 2));
+    let (at, size) = header.unwrap_or_default();
+    let segments = (0..number(start, 56, 2).unwrap_or_default()).filter_map(|index| {
+        let segment = at.checked_add(index * size)? as usize;
+        let field = |offset: usize| number(start, segment.checked_add(offset)?, 8);
+        (number(start, segment, 4)? == LOAD).then_some(field(24)?.saturating_add(field(40)?))
+    });
+    Ok(segments.max().unwrap_or(0))
+}
+
+/// The little-endian number of so many bytes at `at`.
+fn number(bytes: &[u8], at: usize, len: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at.checked_add(len)?)?;
+    let mut number = [0; 8];
+    number[..len].copy_from_slice(bytes);
+    Some(u64::from_le_bytes(number))
+}
+
 /// `Documentation/arch/x86/boot.rst`: the field `kernel_version` points to the text, less 0x200.
 fn release_of_bzimage(file: &File, start: &[u8]) -> std::io::Result<String> {
     let at = u64::from(u16::from_le_bytes([start[0x20e], start[0x20f]])) + 0x200;
@@ -232,14 +288,10 @@ fn release_of_bzimage(file: &File, start: &[u8]) -> std::io::Result<String> {
 /// User-Mode Linux kernel is an ELF file, too, and runs where programs do.)
 fn is_vmlinux(start: &[u8]) -> bool {
     const MACHINE_X86_64: [u8; 2] = [62, 0];
-    let number = |at: usize| {
-        let bytes = start.get(at..at + 8)?;
-        Some(u64::from_le_bytes(bytes.try_into().ok()?))
-    };
-    let segments = number(32).unwrap_or(0) as usize;
+    let segments = number(start, 32, 8).unwrap_or(0) as usize;
     start.starts_with(b"\x7fELF\x02\x01")
         && start.get(18..20) == Some(&MACHINE_X86_64)
-        && number(segments.saturating_add(16)).is_some_and(|address| address >> 47 != 0)
+        && number(start, segments.saturating_add(16), 8).is_some_and(|address| address >> 47 != 0)
 }
 
 /// The kernel's banner, `Linux version 7.3.4 (…`, is somewhere in it.
@@ -319,6 +371,37 @@ pub(super) mod tests {
         for bytes in [bzimage(), vmlinux(0xffff_ffff_8100_0000)] {
             let (_directory, path) = kernel(&bytes, "", "");
             assert_eq!(Kernel::inspect(&path).unwrap().release, "6.1.0-x");
+        }
+    }
+
+    #[test]
+    fn kernels_say_where_they_end() {
+        let mut image = bzimage();
+        image[0x258..0x260].copy_from_slice(&(16u64 << 20).to_le_bytes());
+        image[0x260..0x264].copy_from_slice(&(30u32 << 20).to_le_bytes());
+        let mut elf = vmlinux(0xffff_ffff_8100_0000);
+        elf[54] = 56;
+        elf[56] = 1;
+        elf[64] = 1;
+        elf[64 + 24..64 + 32].copy_from_slice(&(16u64 << 20).to_le_bytes());
+        elf[64 + 40..64 + 48].copy_from_slice(&(30u64 << 20).to_le_bytes());
+        for bytes in [image, elf] {
+            let (_directory, path) = kernel(&bytes, "", "");
+            let kernel = Kernel::inspect(&path).unwrap();
+            kernel.check_memory(64 << 20, 1 << 20).unwrap();
+            let error = kernel.check_memory(63 << 20, 1 << 20).unwrap_err();
+            assert!(error.to_string().contains("needs 64 MiB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn cut_off_headers_are_no_crash() {
+        for bytes in [bzimage(), vmlinux(0)] {
+            for len in 0..bytes.len() {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(file.path(), &bytes[..len]).unwrap();
+                assert!(end(&File::open(file.path()).unwrap()).is_ok());
+            }
         }
     }
 

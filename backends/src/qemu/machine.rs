@@ -1,29 +1,32 @@
 //! A running QEMU.
 
-use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Instant;
 
 use super::arguments::descriptor;
 use super::monitor::{Monitor, Said};
 use super::overlay::QCOW2;
 use super::plan::Plan;
+use super::virtiofs::Serving;
 use crate::containment::{self, Confinement};
 use crate::descriptors::{duplicate, number, Descriptors};
-use crate::process::{self, Process, Spawn};
-use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
+use crate::machine::{Helpers, ProcessMachine};
+use crate::network::{self, Passt};
+use crate::process::{self, Spawn};
+use crate::{Error, Facts, Link, MachineEnd, Result};
 
-/// The machine; dropping it kills QEMU.
+/// The machine.
+pub(super) type QemuMachine = ProcessMachine<QemuHelpers>;
+
+/// What QEMU has beside its process.
 #[derive(Debug)]
-pub(super) struct QemuMachine {
-    process: Process,
+pub(super) struct QemuHelpers {
     monitor: Monitor,
-    link: Option<Link>,
-    console: Option<File>,
-    facts: Facts,
+    /// These end after QEMU.
+    _network: Option<network::Running>,
+    _serving: Vec<Serving>,
 }
 
 impl QemuMachine {
@@ -32,18 +35,25 @@ impl QemuMachine {
     /// # Errors
     /// Something that the plan names is gone or in use, or QEMU cannot be started.
     pub(super) fn start(plan: Plan) -> Result<Self> {
+        let network = plan.passt.as_ref().map(Passt::start).transpose()?;
+        let (mut network, interface) = network.unzip();
         let at_end =
             process::at_end(|| {}).map_err(Error::system("start the watch over the machine"))?;
         let mut given = Descriptors::open(&plan.given, &QCOW2)?;
         let link = pair(&mut given, number::LINK).map_err(Error::system("make the link"))?;
         let monitor =
             pair(&mut given, descriptor::MONITOR).map_err(Error::system("make the monitor"))?;
+        let (console, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(Error::system("make the console"))?;
+        let serving = serve_shares(&plan, &mut given, &output)?;
         let ring = given.open_ring(plan.ring, descriptor::RING)?;
+        let files_ring = given.open_ring(plan.files_ring, descriptor::FILES_RING)?;
+        given
+            .list
+            .extend(interface.map(|socket| (number::NETWORK, socket)));
         let rules = given.rules(&plan.needs())?;
         // Its 9P server keeps to the directories that it is given, so attributes need no supervisor.
         let confinement = Confinement::of_contents(&rules, plan.containment)?;
-        let (console, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .map_err(Error::system("make the console"))?;
         let process = Spawn {
             program: plan.program.path.clone().into(),
             env: Vec::new(),
@@ -72,20 +82,41 @@ impl QemuMachine {
             memory_backing: String::from("the memory of QEMU's process"),
             pinned_to: None,
         };
+        // It has come up while QEMU was started.
+        network.as_mut().map_or(Ok(()), network::Running::ready)?;
         Ok(QemuMachine {
             process,
-            monitor,
+            helpers: QemuHelpers {
+                monitor,
+                _network: network,
+                _serving: serving,
+            },
             link: Some(Link {
                 stream: link,
                 document: plan.document,
                 capacity: None,
                 ring,
-                files_ring: None,
+                files_ring,
             }),
             console: Some(console.into()),
             facts,
         })
     }
+}
+
+/// Starts what serves directories, and gives QEMU its sockets.
+fn serve_shares(plan: &Plan, given: &mut Descriptors, console: &OwnedFd) -> Result<Vec<Serving>> {
+    let Some((program, shares)) = &plan.virtiofs else {
+        return Ok(Vec::new());
+    };
+    let mut serving = Vec::new();
+    for (number, share) in (number::SHARES..).zip(shares) {
+        let console = duplicate(console.as_fd())?;
+        let (process, socket) = program.serve(share, console, plan.containment)?;
+        given.add(number, socket);
+        serving.push(process);
+    }
+    Ok(serving)
 }
 
 /// A pair of sockets: one for QEMU, and ours.
@@ -95,35 +126,9 @@ fn pair(given: &mut Descriptors, number: i32) -> std::io::Result<UnixStream> {
     Ok(ours)
 }
 
-impl Machine for QemuMachine {
-    fn link(&mut self) -> Option<Link> {
-        self.link.take()
-    }
-
-    fn console(&mut self) -> Option<File> {
-        self.console.take()
-    }
-
-    fn wait(&mut self, until: Option<Instant>) -> Result<Option<MachineEnd>> {
-        let status = self
-            .process
-            .wait(until)
-            .map_err(Error::system("wait for the machine"))?;
-        Ok(status.map(|status| end(status, self.monitor.last_words())))
-    }
-
-    fn ended(&self) -> BorrowedFd<'_> {
-        self.process.ended()
-    }
-
-    fn kill(&mut self) -> Result<()> {
-        self.process
-            .kill()
-            .map_err(Error::system("end the machine"))
-    }
-
-    fn facts(&self) -> &Facts {
-        &self.facts
+impl Helpers for QemuHelpers {
+    fn meaning(&mut self, status: ExitStatus) -> MachineEnd {
+        end(status, self.monitor.last_words())
     }
 }
 

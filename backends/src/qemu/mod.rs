@@ -15,6 +15,7 @@ mod monitor;
 mod overlay;
 mod plan;
 pub mod program;
+mod virtiofs;
 
 pub use plan::ALWAYS;
 
@@ -23,7 +24,7 @@ use std::path::Path;
 use apppot_contract::cmdline::Carrier;
 use apppot_contract::Channel;
 
-use crate::descriptors::{MAX_CHANGES, MAX_SHARES};
+use crate::descriptors::{MAX_CHANGES, MAX_DISKS, MAX_SHARES};
 use crate::image::ImageKind;
 use crate::spec::MachineSpec;
 use crate::{Capabilities, Hypervisor, Machine, Rendered, Result, Usable};
@@ -41,7 +42,12 @@ impl Hypervisor for Qemu {
         Capabilities {
             command_line: arguments::COMMAND_LINE_SIZE,
             carrier: Some(Carrier::Link),
-            channels: &[Channel::NineP],
+            channels: &[
+                Channel::NineP,
+                Channel::Virtiofs,
+                Channel::Link,
+                Channel::Disk,
+            ],
             images: &[
                 ImageKind::Partition,
                 ImageKind::Disk,
@@ -52,8 +58,8 @@ impl Hypervisor for Qemu {
             writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
             changes: MAX_CHANGES,
             shares: MAX_SHARES,
-            disks: 0,
-            user_network: false,
+            disks: MAX_DISKS,
+            user_network: true,
             // Beyond 255 the machine needs an interrupt remapper.
             cpus: 255,
         }

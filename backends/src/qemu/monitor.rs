@@ -36,10 +36,11 @@ impl Monitor {
     /// else nobody would notice.
     ///
     /// # Errors
-    /// The stream does not take what is said first, or there is no thread.
+    /// There is no thread.
     pub(super) fn start(mut stream: UnixStream, process: OwnedFd) -> std::io::Result<Self> {
-        // Events come once this has been said; QEMU reads it when it is up.
-        stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
+        // Events come once this has been said; QEMU reads it when it is up. One that has ended already says
+        // why on the console.
+        let _ = stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n");
         let said = Arc::new(Mutex::new(None));
         let shared = Arc::clone(&said);
         let listener = std::thread::Builder::new()

@@ -3,24 +3,28 @@
 //! Making a plan changes nothing on the host. [`super::machine`] carries it out.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 
-use apppot_contract::{Channel, Contract, Mount, Root, Stdin, Writes as GuestWrites};
+use apppot_contract::Channel;
 
 use super::arguments::{self, descriptor, device, Bus};
 use super::kernel::Kernel;
 use super::kvm::{self, Accelerator};
 use super::overlay::QCOW2;
 use super::program::Program;
+use super::virtiofs::Virtiofsd;
 use super::Qemu;
 use crate::capabilities;
 use crate::containment::Reach;
 use crate::descriptors::{self, number, Given, Need};
+use crate::guest::Names;
 use crate::image::ImageKind;
 use crate::kernel_line::KernelLine;
 use crate::limits;
 use crate::modules;
-use crate::spec::{Containment, MachineSpec, Writes};
+use crate::network::Passt;
+use crate::spec::{Containment, MachineSpec, Network, Share, Writes};
 use crate::{Hypervisor, Rendered, Result};
 
 /// What QEMU is started with.
@@ -36,8 +40,14 @@ pub(super) struct Plan {
     pub(super) args: Vec<OsString>,
     /// The files that it is given.
     pub(super) given: Given,
+    /// The helper that has the network's sockets.
+    pub(super) passt: Option<Passt>,
+    /// What serves directories to the guest, and which, when QEMU does not do that itself.
+    pub(super) virtiofs: Option<(Virtiofsd, Vec<Share>)>,
     /// Whether standard input goes through a ring.
     pub(super) ring: bool,
+    /// Whether the job's files come through a ring.
+    pub(super) files_ring: bool,
     /// The contract's document, when it goes by the link.
     pub(super) document: Option<String>,
     /// Whether the process is confined.
@@ -58,7 +68,11 @@ impl Plan {
         }
         let program = Program::find()?;
         let kernel = Kernel::find(spec.kernel.as_deref(), &drivers(spec))?;
-        Self::with(backend, spec, program, kernel, kvm::accelerator())
+        let virtiofs = match live(spec) {
+            Channel::Virtiofs => Some(Virtiofsd::for_shares(&spec.shares)?),
+            _ => None,
+        };
+        Self::with(backend, spec, program, kernel, kvm::accelerator(), virtiofs)
     }
 
     /// The plan for what has been found on the host.
@@ -68,18 +82,25 @@ impl Plan {
         program: Program,
         kernel: Kernel,
         accelerator: Accelerator,
+        virtiofs: Option<Virtiofsd>,
     ) -> Result<Self> {
         let can = backend.capabilities();
         let modules = modules::read(&kernel.modules(&drivers(spec))?)?;
-        let contract = complete(spec);
-        let line = KernelLine::make(kernel_words(), spec, &contract, &can, 1)?;
+        let contract = names(spec).complete(spec);
+        let line = KernelLine::make(kernel_words(spec), spec, &contract, &can, 1)?;
+        let passt = Passt::plan(spec.network)?;
+        let mut given = Given::new(spec, modules);
+        kernel.check_memory(spec.memory, given.initramfs_len())?;
         Ok(Plan {
             args: args(spec, &kernel, &accelerator, &line.words),
             program,
             accelerator,
             kernel,
-            given: Given::new(spec, modules),
-            ring: has_ring(spec),
+            virtiofs: virtiofs.map(|program| (program, given.take_shares())),
+            given,
+            passt,
+            ring: spec.has_ring(),
+            files_ring: spec.has_files_ring(),
             document: line.document,
             containment: spec.containment,
         })
@@ -91,12 +112,22 @@ impl Plan {
         Rendered {
             backend,
             argv: crate::process::shown(self.program.path.as_os_str(), &self.args),
-            helpers: Vec::new(),
+            helpers: self.helpers(),
             descriptors: self.descriptors(),
             environment: Vec::new(),
             containment: confined.then(|| self.needs().iter().map(Need::to_string).collect()),
             document: self.document.clone(),
         }
+    }
+
+    /// What runs beside QEMU, for people.
+    fn helpers(&self) -> Vec<Vec<String>> {
+        let serving = self.virtiofs.iter().flat_map(|(program, shares)| {
+            let shown = |share| program.shown(share);
+            shares.iter().map(shown)
+        });
+        let passt = self.passt.iter().map(Passt::shown);
+        passt.chain(serving).collect()
     }
 
     /// What stands behind the descriptors' numbers.
@@ -105,6 +136,17 @@ impl Plan {
         if self.ring {
             own.push((descriptor::RING, "standard input (ring in memory)"));
         }
+        if self.files_ring {
+            own.push((descriptor::FILES_RING, "the job's files (ring in memory)"));
+        }
+        if self.passt.is_some() {
+            own.push((number::NETWORK, "network (socketpair)"));
+        }
+        let shares = self.virtiofs.iter().flat_map(|(_, shares)| shares);
+        let served: Vec<String> = shares
+            .map(|share| format!("{} (socket of virtiofsd)", share.host.display()))
+            .collect();
+        own.extend((number::SHARES..).zip(served.iter().map(String::as_str)));
         self.given.describe(own)
     }
 
@@ -138,11 +180,23 @@ pub const ALWAYS: [&str; 5] = [
     "virtio-rng",
 ];
 
+/// How directories are shared. The root directory is always by 9P, which shows whose the files are.
+fn live(spec: &MachineSpec) -> Channel {
+    let channel = spec.live.filter(|_| !spec.shares.is_empty());
+    channel.unwrap_or(Channel::NineP)
+}
+
 /// The drivers that this machine needs.
 fn drivers(spec: &MachineSpec) -> Vec<&'static str> {
     let mut drivers = ALWAYS.to_vec();
-    if first_archive(spec) + spec.changes.len() > 0 || has_ring(spec) {
+    if !Disks::of(spec).is_empty() {
         drivers.push("virtio_blk");
+    }
+    if spec.network != Network::None {
+        drivers.push("virtio_net");
+    }
+    if live(spec) == Channel::Virtiofs {
+        drivers.push("virtiofs");
     }
     drivers.extend(spec.image.filesystem);
     if spec.writes == Writes::Memory {
@@ -151,19 +205,40 @@ fn drivers(spec: &MachineSpec) -> Vec<&'static str> {
     drivers
 }
 
-/// Whether standard input goes through a ring: a port passes it on 4 KiB at a time.
-fn has_ring(spec: &MachineSpec) -> bool {
-    spec.contract.stdin == Stdin::Link && spec.contract.terminal.is_none()
+/// The guest's names of the disks, in their order on the bus.
+#[derive(Debug)]
+struct Disks {
+    image: Option<usize>,
+    changes: Range<usize>,
+    ring: Option<usize>,
+    files_ring: Option<usize>,
+    further: Range<usize>,
 }
 
-/// Number of the disk with the first changes archive.
-fn first_archive(spec: &MachineSpec) -> usize {
-    usize::from(spec.image.kind != ImageKind::Directory)
+impl Disks {
+    fn of(spec: &MachineSpec) -> Self {
+        let mut next = 0;
+        let mut take = |count: usize| {
+            next += count;
+            next - count..next
+        };
+        Disks {
+            image: take(usize::from(spec.image.kind != ImageKind::Directory)).next(),
+            changes: take(spec.changes.len()),
+            ring: take(usize::from(spec.has_ring())).next(),
+            files_ring: take(usize::from(spec.has_files_ring())).next(),
+            further: take(spec.disks.len()),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.further.end == 0
+    }
 }
 
 /// The kernel command line but for the user's words and the contract.
-fn kernel_words() -> Vec<String> {
-    [
+fn kernel_words(spec: &MachineSpec) -> Vec<String> {
+    let mut words = vec![
         "console=ttyS0",
         // Only what goes wrong is printed: that is what the user sees when a guest dies.
         "quiet",
@@ -174,9 +249,12 @@ fn kernel_words() -> Vec<String> {
         "8250.nr_uarts=1",
         "i8042.noaux",
         "cryptomgr.notests",
-    ]
-    .map(String::from)
-    .into()
+    ];
+    if spec.network != Network::None {
+        // The interface keeps the kernel's name for it, also where an image's own init would change it.
+        words.push("net.ifnames=0");
+    }
+    words.into_iter().map(String::from).collect()
 }
 
 /// QEMU's arguments.
@@ -192,6 +270,9 @@ fn args(
     args.extend(arguments::cpu(accelerator));
     args.extend(arguments::cpus(spec.cpus));
     args.extend(arguments::memory(spec.memory));
+    if live(spec) == Channel::Virtiofs {
+        args.extend(arguments::shared_memory(spec.memory));
+    }
     args.push(arguments::no_reboot());
     args.extend(arguments::boot(&kernel.path, line.join(" ".as_ref())));
     args.extend(arguments::console());
@@ -208,64 +289,42 @@ fn args(
     for index in 0..spec.changes.len() {
         args.extend(bus.changes(index));
     }
-    if has_ring(spec) {
+    if spec.has_ring() {
         args.extend(bus.ring());
+    }
+    if spec.has_files_ring() {
+        args.extend(bus.files_ring());
+    }
+    for (index, disk) in spec.disks.iter().enumerate() {
+        args.extend(bus.further_disk(index, disk.writable));
+    }
+    if spec.network != Network::None {
+        args.extend(bus.network());
     }
     for (index, share) in spec.shares.iter().enumerate() {
         let number = number::SHARES + index as i32;
-        args.extend(bus.share(&arguments::share_tag(index), number, share.read_only));
+        let tag = arguments::share_tag(index);
+        args.extend(match live(spec) {
+            Channel::Virtiofs => bus.served_share(&tag, number),
+            _ => bus.share(&tag, number, share.read_only),
+        });
     }
     args
 }
 
-/// The contract with the guest's half of what this backend provides.
-fn complete(spec: &MachineSpec) -> Contract {
-    let mut contract = spec.contract.clone();
-    contract.link = Some(PathBuf::from(device::LINK));
-    contract.root = Some(root(spec));
-    let archives = spec.changes.iter().enumerate();
-    contract.changes = archives
-        .map(|(index, changes)| apppot_contract::Changes {
-            source: arguments::disk(first_archive(spec) + index).into(),
-            any_base: changes.any_base,
-        })
-        .collect();
-    if has_ring(spec) {
-        let number = first_archive(spec) + spec.changes.len();
-        contract.stdin = Stdin::Ring(arguments::disk(number).into());
-    }
-    let shares = spec.shares.iter().enumerate();
-    contract.mounts = shares
-        .map(|(index, share)| Mount {
-            channel: Channel::NineP,
-            source: arguments::share_tag(index).into(),
-            target: share.guest.clone(),
-            read_only: share.read_only,
-        })
-        .collect();
-    contract
-}
-
-fn root(spec: &MachineSpec) -> Root {
-    let writes = match spec.writes {
-        Writes::Memory => GuestWrites::Memory,
-        Writes::Overlay(_) | Writes::Image => GuestWrites::Device,
-    };
-    match spec.image.filesystem {
-        None => Root {
-            filesystem: Channel::NineP.word().to_owned(),
-            source: device::ROOT_TAG.into(),
-            writes,
-        },
-        Some(filesystem) => {
-            let partition = spec.image.partition.map(|number| number.to_string());
-            let device = format!("{}{}", arguments::disk(0), partition.unwrap_or_default());
-            Root {
-                filesystem: filesystem.to_owned(),
-                source: device.into(),
-                writes,
-            }
-        }
+/// What the guest calls what this backend provides.
+fn names(spec: &MachineSpec) -> Names {
+    let disks = Disks::of(spec);
+    Names {
+        link: device::LINK,
+        image: arguments::disk(disks.image.unwrap_or_default()),
+        directory: (Channel::NineP, device::ROOT_TAG.to_owned()),
+        changes: disks.changes.map(arguments::disk).collect(),
+        live: live(spec),
+        shares: (0..spec.shares.len()).map(arguments::share_tag).collect(),
+        ring: disks.ring.map(arguments::disk),
+        files_ring: disks.files_ring.map(arguments::disk),
+        network: device::NETWORK,
     }
 }
 

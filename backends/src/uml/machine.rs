@@ -1,11 +1,9 @@
 //! A running UML kernel.
 
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Instant;
 
 use super::arguments::descriptor;
 use super::cow::COW;
@@ -15,20 +13,19 @@ use crate::containment::{self, Confinement, Reach, Rule};
 use crate::cpu;
 use crate::descriptors::{duplicate, number, Descriptors};
 use crate::limits;
+use crate::machine::{Helpers, ProcessMachine};
 use crate::network::{self, Passt};
 use crate::process::{self, Process, Spawn};
 use crate::spec::Containment;
-use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
+use crate::{Error, Facts, Link, MachineEnd, Result};
 
-/// The machine; dropping it kills the kernel's process.
+/// The machine.
+pub(super) type UmlMachine = ProcessMachine<UmlHelpers>;
+
+/// What ends after the kernel.
 #[derive(Debug)]
-pub(super) struct UmlMachine {
-    process: Process,
-    /// Ends after the kernel.
+pub(super) struct UmlHelpers {
     _network: Option<network::Running>,
-    link: Option<Link>,
-    console: Option<File>,
-    facts: Facts,
 }
 
 impl UmlMachine {
@@ -95,7 +92,7 @@ impl UmlMachine {
         network.as_mut().map_or(Ok(()), network::Running::ready)?;
         Ok(UmlMachine {
             process,
-            _network: network,
+            helpers: UmlHelpers { _network: network },
             link: Some(Link {
                 stream: link,
                 document: plan.document,
@@ -129,44 +126,14 @@ fn take_cpu(given: &mut Descriptors, plan: &Plan) -> Option<usize> {
     Some(slot.cpu)
 }
 
-impl Machine for UmlMachine {
-    fn link(&mut self) -> Option<Link> {
-        self.link.take()
-    }
-
-    fn console(&mut self) -> Option<File> {
-        self.console.take()
-    }
-
-    fn wait(&mut self, until: Option<Instant>) -> Result<Option<MachineEnd>> {
-        let status = self
-            .process
-            .wait(until)
-            .map_err(Error::system("wait for the machine"))?;
-        Ok(status.map(end))
-    }
-
-    fn ended(&self) -> BorrowedFd<'_> {
-        self.process.ended()
-    }
-
-    fn kill(&mut self) -> Result<()> {
-        self.process
-            .kill()
-            .map_err(Error::system("end the machine"))
-    }
-
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-}
-
-/// A guest's panic is an abort of the kernel's process.
-fn end(status: ExitStatus) -> MachineEnd {
-    match (status.code(), status.signal()) {
-        (Some(0), _) => MachineEnd::PoweredOff,
-        (_, Some(libc::SIGABRT)) => MachineEnd::Panicked,
-        (Some(code), _) => MachineEnd::Failed(code),
-        (None, signal) => MachineEnd::Killed(signal.unwrap_or(0)),
+impl Helpers for UmlHelpers {
+    /// A guest's panic is an abort of the kernel's process.
+    fn meaning(&mut self, status: ExitStatus) -> MachineEnd {
+        match (status.code(), status.signal()) {
+            (Some(0), _) => MachineEnd::PoweredOff,
+            (_, Some(libc::SIGABRT)) => MachineEnd::Panicked,
+            (Some(code), _) => MachineEnd::Failed(code),
+            (None, signal) => MachineEnd::Killed(signal.unwrap_or(0)),
+        }
     }
 }

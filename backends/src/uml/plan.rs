@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use apppot_contract::{Channel, Mount, Root, Stdin, Writes as GuestWrites};
+use apppot_contract::Channel;
 
 use super::arguments::{self, descriptor, device};
 use super::kernel::{self, Has, Kernel};
@@ -14,13 +14,14 @@ use super::{cow, Uml};
 use crate::capabilities;
 use crate::containment::Reach;
 use crate::descriptors::{self, number, Given, Need};
+use crate::guest::Names;
 use crate::image::ImageKind;
 use crate::kernel_line::KernelLine;
 use crate::limits;
 use crate::modules;
-use crate::network::{self, Passt};
+use crate::network::Passt;
 use crate::process::descriptor_path;
-use crate::spec::{Containment, MachineSpec, Network, Seccomp, Writes};
+use crate::spec::{Containment, MachineSpec, Seccomp, Writes};
 use crate::{Error, Hypervisor, Rendered, Result};
 
 /// What a UML kernel is started with.
@@ -69,14 +70,12 @@ impl Plan {
         if passt.is_some() && kernel.has("UML_NET_VECTOR") != Has::BuiltIn {
             return Err(lacks(&kernel, "network interface (UML_NET_VECTOR)"));
         }
-        let ring = spec.contract.stdin == Stdin::Link && spec.contract.terminal.is_none();
-        let files = spec.contract.files.as_ref();
-        let files_ring = files.is_some_and(|files| files.channel == Channel::Link);
+        let (ring, files_ring) = (spec.has_ring(), spec.has_files_ring());
         let mut words = memory.words();
         words.extend(kernel_words(&kernel, spec)?);
         words.extend(disk_words(spec, ring, files_ring));
         words.extend(passt.as_ref().map(|_| arguments::network()));
-        let contract = complete(spec, ring);
+        let contract = names(spec).complete(spec);
         let can = backend.capabilities();
         let line = KernelLine::make(words, spec, &contract, &can, KERNELS_OWN_WORDS)?;
         Ok(Plan {
@@ -242,60 +241,22 @@ fn needed_modules(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<(String, Ve
     modules::read(&modules::resolve(&directory, &wanted)?)
 }
 
-/// The contract with the guest's half of what this backend provides.
-fn complete(spec: &MachineSpec, ring: bool) -> apppot_contract::Contract {
-    let mut contract = spec.contract.clone();
-    contract.link = Some(PathBuf::from(device::LINK));
-    contract.root = Some(root(spec));
-    let archives = spec.changes.iter().enumerate();
-    contract.changes = archives
-        .map(|(index, changes)| apppot_contract::Changes {
-            source: arguments::changes_device(index).into(),
-            any_base: changes.any_base,
-        })
-        .collect();
-    contract.mounts = (number::SHARES..)
-        .zip(&spec.shares)
-        .map(|(number, share)| Mount {
-            channel: Channel::Hostfs,
-            source: descriptor_path(number).into(),
-            target: share.guest.clone(),
-            read_only: share.read_only,
-        })
-        .collect();
-    if let Some(files) = &mut contract.files {
-        let ring = arguments::files_ring_device(spec.changes.len());
-        files.ring = (files.channel == Channel::Link).then(|| ring.into());
-    }
-    if spec.network != Network::None {
-        contract.network = Some(network::contract(device::NETWORK));
-    }
-    if ring {
-        contract.stdin = Stdin::Ring(PathBuf::from(device::RING));
-    }
-    contract
-}
-
-fn root(spec: &MachineSpec) -> Root {
-    let writes = match spec.writes {
-        Writes::Memory => GuestWrites::Memory,
-        Writes::Overlay(_) | Writes::Image => GuestWrites::Device,
-    };
-    match spec.image.filesystem {
-        None => Root {
-            filesystem: String::from("hostfs"),
-            source: descriptor_path(number::ROOT).into(),
-            writes,
-        },
-        Some(filesystem) => {
-            let partition = spec.image.partition.map(|number| number.to_string());
-            let device = format!("{}{}", device::ROOT, partition.unwrap_or_default());
-            Root {
-                filesystem: filesystem.to_owned(),
-                source: device.into(),
-                writes,
-            }
-        }
+/// What the guest calls what this backend provides.
+fn names(spec: &MachineSpec) -> Names {
+    let changes = spec.changes.len();
+    let shares = (number::SHARES..).zip(&spec.shares);
+    Names {
+        link: device::LINK,
+        image: device::ROOT.to_owned(),
+        directory: (Channel::Hostfs, descriptor_path(number::ROOT)),
+        changes: (0..changes).map(arguments::changes_device).collect(),
+        live: Channel::Hostfs,
+        shares: shares.map(|(number, _)| descriptor_path(number)).collect(),
+        ring: spec.has_ring().then(|| device::RING.to_owned()),
+        files_ring: spec
+            .has_files_ring()
+            .then(|| arguments::files_ring_device(changes)),
+        network: device::NETWORK,
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a plan says, for a host that is made up.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use apppot_contract::{Stdin, User, Workload};
+use apppot_contract::{Contract, Stdin, User, Workload};
 
 use super::super::kernel::tests::{bzimage, kernel};
 use super::*;
@@ -38,6 +39,7 @@ fn spec() -> MachineSpec {
             stamp: Stamp::from(&std::fs::metadata("/").unwrap()),
         }],
         disks: Vec::new(),
+        live: None,
         shares: vec![
             Share {
                 host: PathBuf::from("/home/ada/a,b"),
@@ -81,7 +83,7 @@ fn plan(spec: &MachineSpec, built_in: &str, accelerator: Accelerator) -> Result<
         path: PathBuf::from("/usr/bin/qemu-system-x86_64"),
         version: String::from("7.2.0"),
     };
-    Plan::with(&Qemu, spec, program, kernel, accelerator)
+    Plan::with(&Qemu, spec, program, kernel, accelerator, None)
 }
 
 fn shown(plan: &Plan) -> String {

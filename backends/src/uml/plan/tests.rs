@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use apppot_contract::{Contract, User, Workload};
+use apppot_contract::{Contract, Stdin, User, Workload};
 
 use super::*;
 use crate::image::Image;
-use crate::spec::Share;
+use crate::spec::{Network, Share};
 
 const OURS: &str =
     "# Linux/um 7.3.4 Kernel Configuration\nCONFIG_LOCALVERSION=\"-apppot\"\nCONFIG_HZ=100\n\
@@ -55,6 +55,7 @@ impl Place {
                 read_only: false,
             }],
             disks: Vec::new(),
+            live: None,
             contract: Contract {
                 id: String::from("job1"),
                 jobdir: PathBuf::from("/home/ada/a job"),
