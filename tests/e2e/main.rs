@@ -9,6 +9,7 @@
 //! | `APPPOT_TEST_IMAGE` | the image that `images/debian/build.sh` builds | tests that need it are skipped |
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
 //! | `APPPOT_TEST_CHANNEL` | the channel for the job's files | `auto` |
+//! | `APPPOT_TEST_VIRTIOFSD` | the virtiofsd with which the channel virtiofs is tested, too | it is not |
 //! | `CI` | nothing may be skipped | |
 
 // All of this is tests, which clippy knows of functions marked as such only.

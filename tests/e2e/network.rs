@@ -1,6 +1,6 @@
 //! User networking, to servers in a network namespace of the test's own: nothing here leaves this host.
 
-use crate::support::{eventually, noise, processes, Job, Run};
+use crate::support::{eventually, noise, processes, Backend, Job, Run};
 
 /// A network with a name server and a server at 192.0.2.1, and a server on its loopback. The first
 /// says how many have come to the second; both send back what they get until it ends.
@@ -220,11 +220,15 @@ fn what_is_missing_is_said_before_the_boot() {
 fn a_dry_run_shows_the_helper() {
     let Some(job) = Job::new() else { return };
     let run = job.run(&["true"]).with(&["--network", "user", "--dry-run"]);
+    let interface = match job.site.backend {
+        Backend::Uml => "vec0:transport=fd",
+        Backend::Qemu => "virtio-net-pci",
+    };
     run.go().exits(0).shows(&[
         "helper: ",
         "/passt ",
         "--tcp-ports none",
         "--no-map-gw",
-        "vec0:transport=fd",
+        interface,
     ]);
 }

@@ -107,3 +107,85 @@ fn says_what_executes_the_guest() {
     assert_eq!(report["machine"]["backend"], "qemu");
     assert!(report["machine"]["accelerator"].is_string(), "{report}");
 }
+
+/// A fake whose `--version` is fine, and which then does this.
+fn fake_qemu(job: &Job, then: &str) -> String {
+    let programs = job.directory_beside("fake");
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo 'QEMU emulator version 9.9.9'; exit; }}\n{then}\n"
+    );
+    let fake = job.script("fake-qemu", &text);
+    std::fs::rename(fake, programs.join("qemu-system-x86_64")).unwrap();
+    format!("{}:/usr/bin:/bin", programs.display())
+}
+
+#[test]
+fn what_the_hypervisor_says_last_is_in_the_error() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    for (then, how) in [
+        ("echo 'made-up complaint' >&2; exit 3", "exit status 3"),
+        ("echo 'made-up complaint' >&2; kill -9 $$", "signal 9"),
+    ] {
+        let run = job.sh("true").env("PATH", fake_qemu(&job, then));
+        let done = run.with(&["--containment", "off"]).limit(30).go();
+        done.exits(125).says(&[how, "made-up complaint"]);
+        std::fs::remove_dir_all(job.beside("fake")).unwrap();
+    }
+}
+
+#[test]
+fn a_kvm_that_does_not_work_is_passed_over() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    if !Path::new("/dev/kvm").exists() {
+        eprintln!("skipped: nothing can be mounted on /dev/kvm");
+        return;
+    }
+    job.put("kvm", "no device");
+    for (mode, reason) in [("666", "does not work"), ("000", "/dev/kvm: ")] {
+        let script = format!("chmod {mode} kvm; mount --bind kvm /dev/kvm");
+        let run = job.sh("echo ran").mounts(&script).with(&["-v"]);
+        let done = run.limit(60).go().exits(0).prints("ran\n");
+        done.says(&["accelerator: TCG", reason]);
+    }
+}
+
+#[test]
+fn memory_that_the_kernel_cannot_start_in_is_refused() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    refused(
+        job.sh("touch ran").with(&["--memory", "48M"]),
+        &["48 MiB does not fit", "MiB to start", "--memory"],
+    );
+    assert!(!job.has("ran"));
+}
+
+#[test]
+fn a_missing_virtiofsd_is_named() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    let programs = job.directory_beside("programs");
+    let old = job.script("old", "#!/bin/sh\necho 'virtiofsd 1.10.0'\n");
+    std::fs::rename(old, programs.join("virtiofsd")).unwrap();
+    let path = format!("{}:/usr/bin:/bin", programs.display());
+    let run = job.sh("touch ran").env("PATH", path);
+    // A newer one of the distribution's may be found after it.
+    let done = run.with(&["--channel", "virtiofs"]).limit(60).go();
+    match done.code() {
+        Some(0) => assert!(job.has("ran")),
+        _ => drop(
+            done.exits(125)
+                .says(&["version 1.10.0", "1.13 is the oldest", "hint: "]),
+        ),
+    }
+}

@@ -171,7 +171,7 @@ impl<'a> Run<'a> {
     fn new<A: AsRef<OsStr>>(job: &'a Job, args: &[A]) -> Self {
         let home = job.site.stage.join("home");
         let environment = [
-            ("PATH", OsString::from("/usr/local/bin:/usr/bin:/bin")),
+            ("PATH", job.site.search_path()),
             ("HOME", home.into()),
             ("USER", OsString::from(&job.site.user.name)),
             ("XDG_RUNTIME_DIR", job.site.stage.join("runtime").into()),

@@ -25,7 +25,7 @@ pub(crate) fn copies_files() -> bool {
 /// Makes the guest's kernel panic: memory runs out, and it has been told not to bear that. To be run
 /// with [`PANIC_OPTIONS`].
 pub(crate) const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; tail /dev/zero; sleep 100";
-pub(crate) const PANIC_OPTIONS: [&str; 3] = ["--root", "--memory", "64M"];
+pub(crate) const PANIC_OPTIONS: [&str; 3] = ["--root", "--memory", "128M"];
 
 /// What takes longer than this will not happen; on a busy machine everything takes its time.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,5 +1,6 @@
 //! Where the tests run: as whom, with which kernel and image, in which directory.
 
+use std::ffi::OsString;
 use std::os::unix::fs::{chown, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,6 +45,8 @@ pub(crate) struct Site {
     /// What a machine's process executes: User-Mode Linux kernels are programs.
     pub(crate) hypervisor: PathBuf,
     pub(crate) user: User,
+    /// The helper that the channel virtiofs takes, when it is to be tested.
+    pub(crate) virtiofsd: Option<PathBuf>,
     /// Whether we can be any user.
     pub(crate) is_root: bool,
 }
@@ -57,6 +60,13 @@ impl Site {
             let output = processes::output(command.arg("--showconfig"));
             String::from_utf8_lossy(&output.stdout).contains("CONFIG_LOCALVERSION=\"-apppot\"")
         })
+    }
+
+    /// Where runs look for programs.
+    pub(crate) fn search_path(&self) -> OsString {
+        let usual = ["/usr/local/bin", "/usr/bin", "/bin"].map(Path::new);
+        let helpers = self.virtiofsd.as_deref().and_then(Path::parent);
+        std::env::join_paths(helpers.into_iter().chain(usual)).unwrap()
     }
 
     /// Gives `path` to the user.
@@ -111,6 +121,7 @@ fn find() -> Result<Site, String> {
         backend,
         kernel: find_kernel()?,
         hypervisor: PathBuf::new(),
+        virtiofsd: None,
         stage,
         user,
         is_root,
@@ -127,6 +138,8 @@ fn find() -> Result<Site, String> {
         lend_modules(&site)?;
     }
     site.kernel = kernel;
+    let virtiofsd = std::env::var_os("APPPOT_TEST_VIRTIOFSD").filter(|_| backend == Backend::Qemu);
+    site.virtiofsd = virtiofsd.map(|path| lend(&site, Path::new(&path), "virtiofsd"));
     site.hypervisor = match backend {
         Backend::Uml => site.kernel.clone(),
         Backend::Qemu => tools::find("qemu-system-x86_64")
