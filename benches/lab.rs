@@ -32,6 +32,8 @@ pub(crate) struct Lab {
     pub(crate) apppot: PathBuf,
     /// AppPot's own kernel first, Debian's second; at least one.
     pub(crate) kernels: Vec<Kernel>,
+    /// The kernel for machines of QEMU.
+    pub(crate) qemu_kernel: Option<PathBuf>,
     /// A Debian as an ext4 image.
     pub(crate) image: Option<PathBuf>,
     /// The same Debian as a directory that the user owns.
@@ -75,6 +77,7 @@ impl Lab {
         let mut lab = Lab {
             apppot: needed("BINARY")?,
             kernels: Vec::new(),
+            qemu_kernel: given("QEMU_KERNEL"),
             image: given("IMAGE"),
             root: given("ROOT"),
             probe: work.join("bin/probe"),

@@ -64,6 +64,17 @@ helpers() {
     fi
 }
 
+# QEMU's kernel with its modules, and the floor's init as an initramfs.
+qemu() {
+    local kernel
+    (need_qemu) || { say "note: going on without QEMU"; return 0; }
+    kernel=$("$repository/images/kernel/debian.sh") || { say "note: going on without a kernel for QEMU"; return 0; }
+    cp -r "$kernel" "$(dirname "$kernel")/modules" "$work/bin/"
+    chmod -R a+rX "$work/bin"
+    (cd "$work/floor" && echo init | cpio --quiet -o -H newc >"$work/floor.cpio")
+    export APPPOT_BENCH_QEMU_KERNEL=$work/bin/vmlinux
+}
+
 # The Debian image, and its files as a directory of the user's own: what a user of containers has.
 debian() {
     local image
@@ -107,7 +118,7 @@ wait_for_quiet() {
 }
 
 need_rust
-wish user-mode-linux libstb-dev e2fsprogs
+wish user-mode-linux libstb-dev e2fsprogs cpio
 peers
 need_test_user
 own=${APPPOT_BENCH_OWN_KERNEL:-$("$repository/images/kernel/build.sh")} || say "note: going on without our own kernel"
@@ -129,6 +140,7 @@ fi
 lend
 helpers
 debian
+qemu
 apptainer_namespace
 APPPOT_BENCH_COMMIT=$(git -C "$repository" rev-parse --short HEAD 2>/dev/null || true)
 export APPPOT_BENCH_COMMIT APPPOT_BENCH_WORK=$work APPPOT_BENCH_FAST_JOBDIR=$fast APPPOT_BENCH_USER=$test_user

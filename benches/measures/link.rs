@@ -67,9 +67,9 @@ impl Measure for Link {
 }
 
 /// The probe as the end, and then as the beginning of a pipe.
-struct Streams {
-    name: String,
-    run: Run,
+pub(super) struct Streams {
+    pub(super) name: String,
+    pub(super) run: Run,
 }
 
 impl Candidate for Streams {

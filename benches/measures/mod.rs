@@ -6,6 +6,7 @@ mod launcher;
 mod link;
 mod memory;
 mod phases;
+mod qemu;
 mod snapshots;
 mod start;
 mod tree;
@@ -37,6 +38,8 @@ pub(crate) fn all() -> Vec<Box<dyn Measure>> {
         Box::new(crowd::Crowd),
         Box::new(inside::Inside),
         Box::new(link::Link),
+        Box::new(qemu::Start),
+        Box::new(qemu::Link),
         Box::new(snapshots::Snapshots),
     ]
 }
