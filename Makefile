@@ -15,7 +15,7 @@ test:     ## every check and test, on real machines
 	@setup/test.sh
 
 image:    ## a small Debian image; prints its path
-	@images/debian/build.sh
+	@images/build.sh
 
 kernel:   ## AppPot's own User-Mode Linux kernel (about 6 minutes)
 	@images/kernel/build.sh

@@ -31,7 +31,7 @@ wish() {
 }
 
 peers() {
-    wish bubblewrap charliecloud-runtime runc uidmap podman
+    wish umoci bubblewrap charliecloud-runtime runc uidmap podman
     # Podman takes crun when it is there; where it is the only one, it is needed.
     have_package runc || wish crun
     if ! command -v apptainer >/dev/null && [ -n "$(candidate apptainer)" ]; then wish apptainer; fi
@@ -78,7 +78,7 @@ qemu() {
 # The Debian image, and its files as a directory of the user's own: what a user of containers has.
 debian() {
     local image
-    image=$("$repository/images/debian/build.sh") || { say "note: going on without a Debian image"; return 0; }
+    image=$("$repository/images/build.sh") || { say "note: going on without a Debian image"; return 0; }
     install -m 644 /dev/null "$work/debian.img"
     cp --sparse=always --reflink=auto "$image" "$work/debian.img"
     export APPPOT_BENCH_IMAGE=$work/debian.img

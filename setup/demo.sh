@@ -41,7 +41,7 @@ need_rust
 need_some_kernel
 need_test_user
 build_release
-image=$("$repository/images/debian/build.sh")
+image=$("$repository/images/build.sh")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/bin"
@@ -59,7 +59,7 @@ mkdir "$work/job"
     show "2. In a Debian image: other files, the same job directory" \
         --image "$image" -- sh -c '. /etc/os-release && echo "$PRETTY_NAME, kernel $(uname -r), user $(id -un)"; echo "and in Debian" >>result.txt'
 }
-printf '\nThe command is %s, the image %s.\n' "$(release_binary)" "$("$repository/images/debian/build.sh")"
+printf '\nThe command is %s, the image %s.\n' "$(release_binary)" "$("$repository/images/build.sh")"
 printf '\nresult.txt, as both have left it on this machine:\n'
 ls -l "$work/job/result.txt"
 cat "$work/job/result.txt"

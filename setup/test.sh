@@ -39,8 +39,13 @@ kernels() {
 test_end_to_end() {
     local kernel list
     list=$(kernels)
-    APPPOT_TEST_IMAGE=$(images/debian/build.sh)
-    export APPPOT_TEST_IMAGE APPPOT_TEST_USER=$test_user
+    cargo build --package apppot --locked
+    APPPOT=${CARGO_TARGET_DIR:-target}/debug/apppot
+    export APPPOT
+    APPPOT_TEST_IMAGE=$(images/build.sh)
+    APPPOT_TEST_FORTRAN=$(images/build.sh fortran)
+    APPPOT_TEST_PYTHON=$(images/build.sh python-plot)
+    export APPPOT_TEST_IMAGE APPPOT_TEST_FORTRAN APPPOT_TEST_PYTHON APPPOT_TEST_USER=$test_user
     for kernel in $list; do
         step "end to end with $kernel"
         APPPOT_TEST_KERNEL=$kernel cargo test --package apppot --test e2e --locked -- --test-threads=2
@@ -111,7 +116,7 @@ need_registry() {
 
 need_rust
 need_rust_tools
-need_packages shellcheck cpio procps passt iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci
+need_packages shellcheck cpio procps passt mmdebstrap iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci
 need_registry
 need_qemu
 need_test_user

@@ -36,6 +36,24 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Reads TOML that is in `path`.
+///
+/// # Errors
+/// It is none, or has other keys and values than `T`; file and line are named.
+pub(crate) fn toml<T: serde::de::DeserializeOwned>(
+    text: &str,
+    path: &Path,
+    hint: &str,
+) -> anyhow::Result<T> {
+    toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        let message = format!("{}:{line}: {}", path.display(), error.message().trim());
+        crate::failure::hinted(message, hint)
+    })
+}
+
 /// Opens a file or a pipe, such as a shell makes of `<(command)`.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use apppot_backends::image::Image;
-use apppot_backends::spec::{Changes, Writes};
+use apppot_backends::spec::{Changes, Network, Writes};
 use apppot_backends::stamp::Stamp;
 use apppot_snapshot::archive::{self, Archive, Manifest};
 use apppot_snapshot::base::{identify, Base, Source};
@@ -258,7 +258,15 @@ fn commit(
     let new = Output::begin(output, &inputs)?;
     examine(changes, any_base, &image, &Writes::Memory, None)?;
     images::copy(&image, new.file())?;
-    let status = run::merge_into(new.path(), changes, any_base, general)?;
+    let merge = run::Inside {
+        command: vec!["/run/apppot-bin/apppot-snap".into(), "sync".into()],
+        changes,
+        any_base,
+        network: Network::None,
+        runs_image: false,
+        transcript: None,
+    };
+    let status = run::inside(new.path(), merge, general)?;
     if status == 0 {
         new.keep()?;
     }

@@ -1,6 +1,7 @@
 //! What is measured. Each measure is a module; a new one is a file and a line below.
 
 mod crowd;
+mod images;
 mod inside;
 mod launcher;
 mod link;
@@ -41,5 +42,6 @@ pub(crate) fn all() -> Vec<Box<dyn Measure>> {
         Box::new(qemu::Start),
         Box::new(qemu::Link),
         Box::new(snapshots::Snapshots),
+        Box::new(images::Images),
     ]
 }

@@ -151,15 +151,8 @@ fn is_absent(error: &std::io::Error, whose: Whose) -> bool {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Values> {
-    let mut values: Values = toml::from_str(text).map_err(|error| {
-        let line = error
-            .span()
-            .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        hinted(
-            format!("{}:{line}: {}", path.display(), error.message().trim()),
-            "the keys are those that 'apppot config' lists",
-        )
-    })?;
+    let keys = "the keys are those that 'apppot config' lists";
+    let mut values: Values = files::toml(text, path, keys)?;
     if let Some(name) = values
         .env
         .iter()

@@ -12,6 +12,9 @@ pub(crate) enum ImageCommand {
     /// Make an image of a directory, a tar archive or a container image
     #[command(after_long_help = IMPORT_HELP)]
     Import(ImportArgs),
+    /// Build an image of a recipe: a distribution's packages, files, commands
+    #[command(after_long_help = BUILD_HELP)]
+    Build(BuildArgs),
     /// Show what an image is and what is in it
     Info {
         /// A path, or a name in the store
@@ -68,6 +71,16 @@ The tag of an image among several follows the path: oci:DIR:TAG, docker-archive:
 IMAGE is a path, or a name in the store ($XDG_DATA_HOME/apppot/images) if it has no
 slash and does not end in .img, .raw, .squashfs or .erofs.";
 
+const BUILD_HELP: &str = "\
+RECIPE says in TOML what the image is to be; docs/images.md describes the keys:
+
+  packages = [\"apt\", \"octave\", \"passwd\"]
+  user = \"user\"
+  commands = [\"echo made here >/etc/motd\"]
+
+Packages are fetched by mmdebstrap, without privileges, and kept in ~/.cache/apppot/packages. Their
+scripts and the commands run in the appliance itself.";
+
 /// `apppot image verify`.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
@@ -94,13 +107,9 @@ pub(crate) enum Format {
     Squashfs,
 }
 
-/// `apppot image import`.
+/// Options of the commands that make images.
 #[derive(Debug, Args)]
-pub(crate) struct ImportArgs {
-    /// What to make the image of
-    pub(crate) source: String,
-    /// The image: a path, or a name in the store
-    pub(crate) image: PathBuf,
+pub(crate) struct MakeArgs {
     /// What kind of image to make
     #[arg(long, value_enum, default_value = "ext4")]
     pub(crate) format: Format,
@@ -110,6 +119,30 @@ pub(crate) struct ImportArgs {
     /// Replace an image that is there
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+/// `apppot image build`.
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// A recipe's file, or debian, fortran or python-plot
+    #[arg(default_value = "debian")]
+    pub(crate) recipe: PathBuf,
+    /// The image: a path, or a name in the store (default: the recipe's name)
+    #[arg(short, long, value_name = "IMAGE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) make: MakeArgs,
+}
+
+/// `apppot image import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// What to make the image of
+    pub(crate) source: String,
+    /// The image: a path, or a name in the store
+    pub(crate) image: PathBuf,
+    #[command(flatten)]
+    pub(crate) make: MakeArgs,
     /// Most bytes that the source may unpack to
     #[arg(long, value_name = "SIZE", default_value = "64G")]
     pub(crate) max_size: Size,

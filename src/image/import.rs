@@ -1,95 +1,47 @@
 //! `apppot image import`.
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use apppot_image::oci::{Blobs, Image, Platform, Registry};
-use apppot_image::{Archive, Filesystem, Limits, Options, Summary};
+use apppot_image::{Archive, Filesystem, Limits};
 use apppot_snapshot::tree::Directory;
 use serde_json::json;
 
-use super::args::{Format, ImportArgs};
-use super::output::Output;
+use super::args::ImportArgs;
+use super::make::New;
 use super::source::Source;
-use super::{squashfs, store, workload};
+use super::{workload, ORIGIN};
 use crate::cli::General;
-use crate::failure::{hinted, say, warn};
-
-/// Where an image says what it was made of.
-const ORIGIN: &str = "etc/apppot/image.json";
+use crate::failure::hinted;
 
 /// Makes an image.
 pub(super) fn import(args: &ImportArgs, general: &General) -> Result<()> {
-    if args.format == Format::Squashfs {
-        if args.size.is_some() {
-            return Err(hinted(
-                "a squashfs image has no size of its own",
-                "leave out --size",
-            ));
-        }
-        squashfs::check()?;
-    }
-    let target = store::target(&args.image, args.format)?;
-    if store::is_name(&args.image) {
-        let directory = store::directory()?;
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("cannot make '{}'", directory.display()))?;
-    }
-    let output = Output::create(&target, args.force)?;
+    let new = New::begin(&args.image, &args.make)?;
     let cannot = || format!("cannot import '{}'", args.source);
-    let room = target.parent().filter(|room| !room.as_os_str().is_empty());
-    let room = room.unwrap_or(Path::new("."));
-    let source = Source::find(&args.source, room).with_context(cannot)?;
-    let summary = match args.format {
-        Format::Ext4 => fill(output.file(), source, args, general).with_context(cannot)?,
-        Format::Squashfs => {
-            let raw = tempfile::tempfile_in(room).context("cannot make a temporary file")?;
-            let summary = fill(&raw, source, args, general).with_context(cannot)?;
-            squashfs::pack(raw, &output)?;
-            summary
-        }
+    let source = Source::find(&args.source, new.room()).with_context(cannot)?;
+    let limits = Limits {
+        bytes: args.max_size.0,
+        ..Limits::default()
     };
-    output.keep()?;
-    if summary.text_acls > 0 && !general.quiet {
-        let count = summary.text_acls;
-        warn(&format!(
-            "{count} access control lists were left out: the archive has them as text"
-        ));
-    }
-    let size = std::fs::metadata(&target).map_or(summary.size, |metadata| metadata.len());
-    if general.json {
-        let value = json!({
-            "image": target, "size": size, "used": summary.used, "files": summary.files,
-        });
-        crate::failure::print_out(&format!("{value}\n"));
-    } else if !general.quiet {
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let (files, used, size) = (summary.files, mib(summary.used), mib(size));
-        say(&format!(
-            "{}: {files} files, {used} MiB in {size} MiB",
-            target.display()
-        ));
-    }
-    Ok(())
+    let progress = Progress::new(general);
+    let filled = new.fill(None, limits, |filesystem| {
+        add(filesystem, source, args, &progress)
+    });
+    let summary = filled.with_context(cannot)?;
+    drop(progress);
+    new.keep(&summary, general)
 }
 
-/// Makes the filesystem.
-fn fill(file: &File, source: Source, args: &ImportArgs, general: &General) -> Result<Summary> {
-    let options = Options {
-        size: args.size.map(|size| size.0),
-        label: String::from("apppot"),
-        limits: Limits {
-            bytes: args.max_size.0,
-            ..Limits::default()
-        },
-        ..Options::default()
-    };
-    let mut filesystem = Filesystem::new(file.try_clone()?, options)?;
-    let progress = Progress::new(general);
+/// Adds what is in the source.
+fn add(
+    filesystem: &mut Filesystem,
+    source: Source,
+    args: &ImportArgs,
+    progress: &Progress,
+) -> Result<()> {
     let platform = platform(args)?;
     match source {
         Source::Directory(path) => filesystem.add_tree(&Directory::open(&path, false)?)?,
@@ -102,19 +54,19 @@ fn fill(file: &File, source: Source, args: &ImportArgs, general: &General) -> Re
         }
         Source::Archive(archive, tag) => {
             let (image, blobs) = archive.find(tag.as_deref(), &platform)?;
-            add(&mut filesystem, &image, &blobs, args, &progress)?;
+            add_image(filesystem, &image, &blobs, args, progress)?;
         }
         Source::Layout(layout, tag) => {
             let image = layout.find(tag.as_deref(), &platform)?;
-            add(&mut filesystem, &image, &layout, args, &progress)?;
+            add_image(filesystem, &image, &layout, args, progress)?;
         }
         Source::Registry(reference) => {
             let registry = Registry::new(reference, args.plain_http);
             let image = registry.find(&platform)?;
-            add(&mut filesystem, &image, &registry, args, &progress)?;
+            add_image(filesystem, &image, &registry, args, progress)?;
         }
     }
-    Ok(filesystem.finish()?)
+    Ok(())
 }
 
 fn platform(args: &ImportArgs) -> Result<Platform> {
@@ -131,7 +83,7 @@ fn platform(args: &ImportArgs) -> Result<Platform> {
 }
 
 /// Adds a container image, what runs in it, and where it comes from.
-fn add(
+fn add_image(
     filesystem: &mut Filesystem,
     image: &Image,
     blobs: &dyn Blobs,

@@ -138,7 +138,7 @@ impl Inside {
     }
 
     fn origin(&self) -> Value {
-        let text = self.read("etc/apppot/image.json").unwrap_or_default();
+        let text = self.read(super::ORIGIN).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or(Value::Null)
     }
 

@@ -1,8 +1,10 @@
 //! `apppot image`: images are made, shown, checked, resized, packed and kept in the store.
 
 mod args;
+mod build;
 mod import;
 mod info;
+mod make;
 mod output;
 mod source;
 mod squashfs;
@@ -26,6 +28,9 @@ use crate::signature::{self, Key};
 use crate::snap::images::Appliance;
 use output::Output;
 
+/// Where an image says what it was made of.
+const ORIGIN: &str = "etc/apppot/image.json";
+
 /// Runs a command of `apppot image`, and returns the exit status.
 ///
 /// # Errors
@@ -33,6 +38,7 @@ use output::Output;
 pub(crate) fn run(command: &ImageCommand, general: &General) -> Result<u8> {
     match command {
         ImageCommand::Import(args) => import::import(args, general)?,
+        ImageCommand::Build(args) => build::build(args, general)?,
         ImageCommand::Info { image } => info::info(image, general)?,
         ImageCommand::Sign {
             key,

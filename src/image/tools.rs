@@ -17,6 +17,12 @@ use crate::failure::{hinted, print_out, say};
 /// Where tools are that ordinary users do not have on PATH.
 const PATHS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
+/// Where programs are, those of administrators too.
+pub(super) fn path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{path}:{PATHS}")
+}
+
 /// Checks the filesystem of an image, and the whole file if its SHA-256 is given.
 pub(super) fn verify(path: &Path, sha256: Option<&str>, general: &General) -> Result<()> {
     let image = Image::open(path)?;
@@ -125,9 +131,8 @@ pub(super) fn resize(path: &Path, size: u64, general: &General) -> Result<()> {
 
 /// Runs a tool: what it has said, when it has failed.
 fn call(tool: &str, package: &str, args: &[OsString]) -> Result<Result<(), String>> {
-    let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new("env")
-        .arg(format!("PATH={path}:{PATHS}"))
+        .arg(format!("PATH={}", path()))
         .arg("LC_ALL=C")
         .arg(tool)
         .args(args)

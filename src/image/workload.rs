@@ -29,15 +29,7 @@ pub(super) fn document(process: &Process) -> Result<Option<String>> {
     }
     let account = process.user.split(':').next().unwrap_or_default();
     if !matches!(account, "" | "root" | "0") {
-        contract.user = Some(User {
-            name: account.to_owned(),
-            // The agent knows the account's numbers, and gives it the caller's.
-            uid: 0,
-            group: account.to_owned(),
-            gid: 0,
-            groups: Vec::new(),
-            account: Some(account.to_owned()),
-        });
+        contract.user = Some(user(account));
     }
     if contract == Contract::default() {
         return Ok(None);
@@ -46,4 +38,26 @@ pub(super) fn document(process: &Process) -> Result<Option<String>> {
         .check()
         .context("the image's configuration names what cannot run")?;
     Ok(Some(document::encode(&contract)))
+}
+
+/// The document of an image whose jobs run under the account `name`.
+pub(super) fn of_user(name: &str) -> Result<String> {
+    let contract = Contract {
+        user: Some(user(name)),
+        ..Contract::default()
+    };
+    contract.check().context("the account cannot run jobs")?;
+    Ok(document::encode(&contract))
+}
+
+/// An account of the image. The agent knows its numbers, and gives it the caller's.
+fn user(account: &str) -> User {
+    User {
+        name: account.to_owned(),
+        uid: 0,
+        group: account.to_owned(),
+        gid: 0,
+        groups: Vec::new(),
+        account: Some(account.to_owned()),
+    }
 }

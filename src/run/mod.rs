@@ -5,12 +5,14 @@ mod show;
 mod specification;
 mod streams;
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use apppot_backends::spec::{MachineSpec, Writes};
+use apppot_backends::spec::{MachineSpec, Network, Writes};
 use apppot_backends::{Hypervisor, Usable};
 use apppot_contract::{Channel, Stdin, Workload, CHANNELS};
 use apppot_snapshot::transfer::Limits;
@@ -38,59 +40,66 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     let can = backend.capabilities();
     let starts = !args.dry_run;
     let files = Staging::plan(&mut spec, &jobdir, &can, wishes, starts)?.map(Arc::new);
-    serve(
-        args,
-        &config,
-        backend.as_ref(),
-        &spec,
+    let terms = Terms {
         files,
-        general,
-        started,
-    )
+        ..terms(args, &config, &spec, general, started)
+    };
+    serve(args, &config, backend.as_ref(), &spec, &terms, general)
 }
 
-/// Boots the image at `image` to merge `changes` into it, and returns the exit status.
+/// What [`inside`] does with an image.
+pub(crate) struct Inside<'a> {
+    /// The command, which root runs in the root directory.
+    pub(crate) command: Vec<OsString>,
+    /// Changes archives, merged before.
+    pub(crate) changes: &'a [PathBuf],
+    /// Whether they may have been made for another base.
+    pub(crate) any_base: bool,
+    /// The way out of the guest.
+    pub(crate) network: Network,
+    /// Whether a demand for signatures counts: not when nothing of the image runs.
+    pub(crate) runs_image: bool,
+    /// Where the command's output goes; `None`: to our own streams.
+    pub(crate) transcript: Option<File>,
+}
+
+/// Boots the image at `image` to change it, and returns the exit status. Nothing of this host is seen
+/// in there, or left: no directories, no names.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn merge_into(
-    image: &Path,
-    changes: &[PathBuf],
-    any_base: bool,
-    general: &General,
-) -> Result<u8> {
+pub(crate) fn inside(image: &Path, what: Inside, general: &General) -> Result<u8> {
     #[derive(Debug, clap::Parser)]
     struct Alone {
         #[command(flatten)]
         machine: MachineArgs,
     }
     let started = Instant::now();
-    let words = ["apppot", "--write", "--root", "--no-tty"];
+    let words = ["apppot", "--write", "--root", "--no-tty", "--no-stdin"];
     let mut args = <Alone as clap::Parser>::try_parse_from(words)?.machine;
     args.image = Some(image.to_owned());
-    args.changes = changes.to_vec();
-    args.changes_any_base = any_base;
+    args.changes = what.changes.to_vec();
+    args.changes_any_base = what.any_base;
+    args.network = Some(what.network);
     let jobdir = JobDirectory::find(None)?;
     let mut config = Config::load(options(&args), &jobdir.real)?;
-    // Nothing of the image runs: a demand for signatures is for those who run what comes of it.
-    config.require_signature.value = false;
-    let settle = vec!["/run/apppot-bin/apppot-snap".into(), "sync".into()];
-    let mut spec = specify(&args, &config, &jobdir, Workload::Command(settle), started)?;
-    // Nothing of this host is to be left in the image: no mount points, no names.
+    config.require_signature.value &= what.runs_image;
+    config.time_limit.value = None;
+    config.env.value.clear();
+    let workload = Workload::Command(what.command);
+    let mut spec = specify(&args, &config, &jobdir, workload, started)?;
     spec.shares.clear();
     spec.contract.jobdir = PathBuf::from("/");
     spec.contract.tmpdir = None;
-    spec.contract.stdin = Stdin::Null;
+    spec.contract.hostname = None;
     let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
-    serve(
-        &args,
-        &config,
-        backend.as_ref(),
-        &spec,
-        None,
-        general,
-        started,
-    )
+    let terms = Terms {
+        transcript: what.transcript,
+        ..terms(&args, &config, &spec, general, started)
+    };
+    let status = serve(&args, &config, backend.as_ref(), &spec, &terms, general);
+    Signals::release().context("cannot receive signals")?;
+    status
 }
 
 /// What is wanted of the job's files.
@@ -124,9 +133,8 @@ fn serve(
     config: &Config,
     backend: &dyn Hypervisor,
     spec: &MachineSpec,
-    files: Option<Arc<Staging>>,
+    terms: &Terms,
     general: &General,
-    started: Instant,
 ) -> Result<u8> {
     if args.dry_run {
         return show::dry_run(backend, spec, general);
@@ -134,10 +142,6 @@ fn serve(
     if let Some(path) = &args.report {
         outcome::check_report(path)?;
     }
-    let terms = Terms {
-        files,
-        ..terms(args, config, spec, general, started)
-    };
     // Before there is a second thread, and before the machine inherits anything.
     let _keeper = match terms.terminal {
         true => terminal::Keeper::start().context("cannot watch over the terminal")?,
@@ -159,7 +163,7 @@ fn serve(
         };
         show::describe(machine.as_ref(), spec, &format!("{channel}{why}"));
     }
-    let ended = session::serve(machine.as_mut(), signals, &terms)?;
+    let ended = session::serve(machine.as_mut(), signals, terms)?;
     show::conclude(args, general, spec, machine.as_ref(), &ended)
 }
 
@@ -186,6 +190,7 @@ fn terms(
         leaves_disk: spec.writes != Writes::Memory,
         show_console: general.verbose > 1,
         show_warnings: !general.quiet,
+        transcript: None,
     }
 }
 

@@ -13,6 +13,7 @@ mod sender;
 mod signals;
 pub(crate) mod terminal;
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -56,6 +57,8 @@ pub(crate) struct Terms {
     pub(crate) show_console: bool,
     /// Whether the guest's warnings are shown.
     pub(crate) show_warnings: bool,
+    /// Where the command's output goes; `None`: to our own streams.
+    pub(crate) transcript: Option<File>,
 }
 
 /// A kernel that has not brought up the agent in this time will not.
@@ -130,10 +133,15 @@ impl<'a> Session<'a> {
             None => started + BOOT_PATIENCE,
         };
         let files = terms.files.clone().map(Files::new).transpose()?;
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let (out, errors) = match &terms.transcript {
+            Some(file) => (file.as_fd(), file.as_fd()),
+            None => (stdout.as_fd(), stderr.as_fd()),
+        };
         Ok(Session {
             outputs: [
-                Output::start(Stream::Stdout, io::stdout().as_fd(), sender.clone())?,
-                Output::start(Stream::Stderr, io::stderr().as_fd(), sender.clone())?,
+                Output::start(Stream::Stdout, out, sender.clone())?,
+                Output::start(Stream::Stderr, errors, sender.clone())?,
             ],
             machine,
             terms,

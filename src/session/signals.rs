@@ -36,6 +36,11 @@ impl Signals {
         SignalFd::with_flags(&set, flags).map(|descriptor| Signals { descriptor })
     }
 
+    /// Lets them act by themselves again, also those that have come and that nobody has read.
+    pub(crate) fn release() -> nix::Result<()> {
+        TAKEN.into_iter().collect::<SigSet>().thread_unblock()
+    }
+
     /// The number of the next signal that has come.
     pub(crate) fn next(&mut self) -> Option<i32> {
         let info = self.descriptor.read_signal().ok().flatten()?;

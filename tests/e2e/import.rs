@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::tools::{sha256, small_root, tool};
-use crate::support::{debian_image, eventually, processes, Job, Run};
+use crate::support::{debian_image, Job, Run};
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn image<'a>(job: &'a Job, args: &[&str]) -> Run<'a> {
+pub(crate) fn image<'a>(job: &'a Job, args: &[&str]) -> Run<'a> {
     job.apppot(&[&["image"], args].concat())
 }
 
@@ -33,7 +33,7 @@ fn small_tar(job: &Job) -> PathBuf {
 }
 
 /// Container images that umoci has made of the small root: a layer, and one above it.
-fn layout(job: &Job) -> PathBuf {
+pub(crate) fn layout(job: &Job) -> PathBuf {
     let (root, layout) = (small_root(job, "small"), job.beside("layout"));
     let script = r#"
         cd "$1"
@@ -62,7 +62,7 @@ fn layout(job: &Job) -> PathBuf {
 }
 
 /// The image is what [`layout`] has made.
-fn greets(job: &Job, path: &Path) {
+pub(crate) fn greets(job: &Job, path: &Path) {
     let jobdir = job.path().display();
     let expected = format!("hello there world in /srv; job {jobdir}\n");
     job.apppot(&["run"])
@@ -292,97 +292,6 @@ fn a_container_image_runs_what_it_was_made_for() {
         .exits(125)
         .says(&["no image 'none'", "only: app"]);
     assert!(!path.exists());
-}
-
-/// A registry on this machine, ended when it is dropped.
-struct Registry {
-    child: std::process::Child,
-    address: String,
-    data: PathBuf,
-}
-
-impl Registry {
-    fn start(job: &Job) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let address = format!("127.0.0.1:{port}");
-        let data = job.directory_beside("registry");
-        let config = job.beside("registry.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
-            data.display()
-        );
-        fs::write(&config, text).unwrap();
-        let mut command = std::process::Command::new("docker-registry");
-        command
-            .arg("serve")
-            .arg(&config)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
-        let child = processes::spawn(&mut command).unwrap();
-        eventually("the registry answers", || {
-            std::net::TcpStream::connect(&address).is_ok()
-        });
-        Registry {
-            child,
-            address,
-            data,
-        }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn an_image_from_a_registry() {
-    let Some(job) = Job::new() else { return };
-    let layout = layout(&job);
-    let registry = Registry::start(&job);
-    let name = format!("{}/group/app:v1", registry.address);
-    let from = format!("oci:{}:app", text(&layout));
-    let to = format!("docker://{name}");
-    tool(
-        "skopeo",
-        &[
-            "--insecure-policy",
-            "copy",
-            "-q",
-            "--dest-tls-verify=false",
-            &from,
-            &to,
-        ],
-    );
-    let path = job.beside("new.img");
-    image(&job, &["import", &to, text(&path)]).go().exits(0);
-    greets(&job, &path);
-    let other = format!("docker://{}/group/app:v2", registry.address);
-    let none = job.beside("none.img");
-    image(&job, &["import", &other, text(&none)])
-        .go()
-        .exits(125)
-        .says(&["there is no", "hint: check the name"]);
-    // A layer that is not what its digest stands for.
-    let find = "find \"$1\" -name data -size +100k | head -n 1";
-    let blob = tool("sh", &["-c", find, "sh", text(&registry.data)]);
-    let blob = Path::new(blob.trim());
-    let mut bytes = fs::read(blob).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(blob, bytes).unwrap();
-    let damaged = job.beside("damaged.img");
-    image(&job, &["import", &to, text(&damaged)])
-        .go()
-        .exits(125)
-        .says(&["cannot import"]);
-    assert!(!damaged.exists());
 }
 
 #[test]

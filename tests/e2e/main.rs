@@ -6,7 +6,8 @@
 //! |---|---|---|
 //! | `APPPOT_TEST_BACKEND` | what runs the machines, as `--backend` takes it | `uml` |
 //! | `APPPOT_TEST_KERNEL` | the kernel | the one that `apppot` finds |
-//! | `APPPOT_TEST_IMAGE` | the image that `images/debian/build.sh` builds | tests that need it are skipped |
+//! | `APPPOT_TEST_IMAGE` | the image that `images/build.sh` builds | tests that need it are skipped |
+//! | `APPPOT_TEST_FORTRAN`, `APPPOT_TEST_PYTHON` | the images of the recipes fortran and python-plot | likewise |
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
 //! | `APPPOT_TEST_CHANNEL` | the channel for the job's files | `auto` |
 //! | `APPPOT_TEST_VIRTIOFSD` | the virtiofsd with which the channel virtiofs is tested, too | it is not |
@@ -19,6 +20,7 @@ mod support;
 
 mod arguments;
 mod binds;
+mod build;
 mod channels;
 mod concurrency;
 mod config;
@@ -34,6 +36,7 @@ mod network;
 mod options;
 mod qemu;
 mod refusals;
+mod registry;
 mod signatures;
 mod snap;
 mod snap_misuse;

@@ -5,6 +5,7 @@ mod node;
 mod paths;
 
 pub(crate) use node::{Kind, Node, NodeId, ROOT};
+use paths::Way;
 
 use std::collections::BTreeMap;
 
@@ -113,7 +114,7 @@ impl Tree {
     /// # Errors
     /// The path leads nowhere or out of the tree.
     pub(crate) fn put(&mut self, path: &[u8], kind: Kind, meta: Meta) -> Result<(), Refusal> {
-        let Some((directory, name)) = self.place(path)? else {
+        let Some((directory, name)) = self.parent(path, Way::Made)? else {
             return self.put_root(kind, meta);
         };
         match (self.child(directory, name), &kind) {
@@ -162,12 +163,12 @@ impl Tree {
                 crate::error::shown(target)
             )
         };
-        let (directory, name) = self.find(target)?.ok_or_else(missing)?;
+        let (directory, name) = self.parent(target, Way::Followed)?.ok_or_else(missing)?;
         let id = self.child(directory, name).ok_or_else(missing)?;
         if self.children(id).is_some() {
             return Err(String::from("is a hard link to a directory"));
         }
-        let Some((directory, name)) = self.place(path)? else {
+        let Some((directory, name)) = self.parent(path, Way::Made)? else {
             return Err(String::from("the root can only be a directory"));
         };
         if self.child(directory, name) == Some(id) {
@@ -190,7 +191,7 @@ impl Tree {
     /// # Errors
     /// The path leads nowhere or out of the tree.
     pub(crate) fn white_out(&mut self, path: &[u8]) -> Result<(), Refusal> {
-        if let Some((directory, name)) = self.find(path)? {
+        if let Some((directory, name)) = self.parent(path, Way::Followed)? {
             self.hide(directory, name);
         }
         Ok(())

@@ -37,7 +37,7 @@ fn names(path: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
 
 /// What is to happen on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// Directories that are missing are made, and all belong to the layer that is being merged.
     Made,
     /// Nothing changes.
@@ -45,30 +45,18 @@ enum Way {
 }
 
 impl Tree {
-    /// The directory that `path` is in, made when it is missing, and the last name; `None` for the root.
-    pub(super) fn place<'a>(
+    /// The directory that `path` is in, and the last name; `None` for the root, and where the way leads
+    /// to no directory.
+    pub(super) fn parent<'a>(
         &mut self,
         path: &'a [u8],
+        way: Way,
     ) -> Result<Option<(NodeId, &'a [u8])>, Refusal> {
         let mut names = names(path)?;
         let Some(last) = names.pop() else {
             return Ok(None);
         };
-        let directory = self.descend(&names, Way::Made)?;
-        Ok(directory.map(|directory| (directory, last)))
-    }
-
-    /// The directory that `path` is in, and the last name; `None` for the root and where there is no
-    /// such directory.
-    pub(super) fn find<'a>(
-        &mut self,
-        path: &'a [u8],
-    ) -> Result<Option<(NodeId, &'a [u8])>, Refusal> {
-        let mut names = names(path)?;
-        let Some(last) = names.pop() else {
-            return Ok(None);
-        };
-        let directory = self.descend(&names, Way::Followed)?;
+        let directory = self.descend(&names, way)?;
         Ok(directory.map(|directory| (directory, last)))
     }
 

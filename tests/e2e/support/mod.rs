@@ -3,7 +3,7 @@
 mod job;
 pub(crate) mod processes;
 mod running;
-mod site;
+pub(crate) mod site;
 pub(crate) mod tools;
 
 pub(crate) use self::job::{Input, Job, Run};

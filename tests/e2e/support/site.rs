@@ -93,15 +93,20 @@ pub(crate) fn site() -> Option<&'static Site> {
 /// The Debian image, where the user can read it.
 pub(crate) fn debian_image() -> Option<&'static Path> {
     static IMAGE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    IMAGE.get_or_init(|| built("APPPOT_TEST_IMAGE")).as_deref()
+}
+
+/// An image that `images/build.sh` has built, where the user can read it.
+pub(crate) fn built(variable: &str) -> Option<PathBuf> {
     let site = site()?;
-    let image = IMAGE.get_or_init(|| {
-        let Some(path) = std::env::var_os("APPPOT_TEST_IMAGE") else {
-            refuse_to_skip("APPPOT_TEST_IMAGE is not set (images/debian/build.sh prints a path)");
-            return None;
-        };
-        Some(lend(site, Path::new(&path), "debian.img"))
-    });
-    image.as_deref()
+    let Some(path) = std::env::var_os(variable) else {
+        refuse_to_skip(&format!(
+            "{variable} is not set (images/build.sh prints a path)"
+        ));
+        return None;
+    };
+    let name = format!("{}.img", variable.to_lowercase());
+    Some(lend(site, Path::new(&path), &name))
 }
 
 /// In CI everything must be there.
