@@ -65,9 +65,8 @@ test_channels() {
 
 # What is the same for every hypervisor, once more on machines of QEMU; there is no hardware
 # virtualisation to count on, so each takes seconds. Left out: what is about User-Mode Linux's kernel or
-# about the command alone, and snapshots, which read overlay files of User-Mode Linux only. The group
-# `channels` goes through all of them by itself; with each but 9P, what a job finds and leaves in its directory
-# is tested once more.
+# about the command alone. The group `channels` goes through all of them by itself; with each but 9P, what a
+# job finds and leaves in its directory is tested once more.
 test_qemu() {
     local kernel virtiofsd channel
     kernel=${APPPOT_TEST_QEMU_KERNEL:-$(images/kernel/debian.sh)}
@@ -87,7 +86,7 @@ qemu_tests() {
         cargo test --package apppot --test e2e --locked -- --test-threads=2 "${@:2}"
 }
 
-everywhere=(arguments binds channels ending environment files images jobdir network qemu status streams
+everywhere=(arguments binds channels ending environment files images jobdir network qemu snap status streams
     terminal users workload writes)
 
 # A virtiofsd that does without privileges: the distribution's (Debian 13), else built from its source.

@@ -2,7 +2,7 @@
 //! relative to it, write it as an archive, and merge it into another copy of the base.
 //!
 //! ```text
-//! Tree (live Directory, raw Ext4 image, either through a Cow) ── record ──► entries with hashes
+//! Tree (live Directory, raw Ext4 image, either through an Overlay) ── record ──► entries with hashes
 //! entries ──► Base (a file)          Base + entries ── diff::compare ──► changes
 //! changes + Tree ── archive::write ──► archive ── Archive::open, merge ──► another tree
 //! ```

@@ -4,7 +4,6 @@
 mod common;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -214,9 +213,8 @@ fn a_base_is_read_as_it_was_written() {
 }
 
 #[test]
-#[ignore = "100,000 files: for release builds"]
-fn many_files() {
-    let directory = tempfile::tempdir().unwrap();
+fn a_hundred_thousand_files() {
+    let directory = common::in_memory();
     let root = fresh(directory.path(), "root");
     let copied = directory.path().join("copy");
     copy(&root, &copied);
@@ -228,11 +226,9 @@ fn many_files() {
         }
     }
     let archive = directory.path().join("changes.tar.zst");
-    let start = std::time::Instant::now();
     changes(&base, &root, &archive);
-    let made = start.elapsed();
-    merge_file(&archive, &copied).unwrap();
-    eprintln!("changes {made:?}, merge {:?}", start.elapsed() - made);
-    assert_same(&state(&copied), &state(&root));
-    drop(File::open(&archive).unwrap());
+    for _ in 0..2 {
+        merge_file(&archive, &copied).unwrap();
+        assert_same(&state(&copied), &state(&root));
+    }
 }

@@ -11,7 +11,7 @@ use apppot_backends::flock::{self, Use};
 use apppot_backends::image::{Image, ImageKind};
 use apppot_backends::stamp::Stamp;
 use apppot_snapshot::rules::Rules;
-use apppot_snapshot::tree::{self, Blocks, Cow, Directory, Ext4, Listing, Tree};
+use apppot_snapshot::tree::{self, Blocks, Directory, Ext4, Listing, Overlay, Tree};
 use nix::errno::Errno;
 use nix::unistd::{lseek, Whence};
 
@@ -77,7 +77,7 @@ impl Appliance {
         let paths = std::iter::once(path).chain(overlay);
         let sources: Vec<Source> = paths.map(Source::open).collect::<Result<_>>()?;
         let blocks: Box<dyn Blocks> = match overlay {
-            Some(overlay) => Box::new(Cow::open(overlay, Some(&image.path))?),
+            Some(overlay) => Box::new(Overlay::open(overlay, &image.path)?),
             None => Box::new(File::open(&image.path)?),
         };
         Ok(Appliance {

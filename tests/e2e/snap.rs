@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::support::tools::{ext4, sha256, small_root, tool};
-use crate::support::{debian_image, Job};
+use crate::support::tools::{add_program, ext4, into_ext4, sha256, small_root, tool};
+use crate::support::{debian_image, Backend, Job};
 
 const MODIFY: &str = "echo changed >/etc/name; echo new >/etc/new; mkdir -m 1777 /srv; \
     echo set >/bin/set; chmod 4755 /bin/set; rm /bin/env";
@@ -41,6 +41,32 @@ fn what_one_machine_kept_is_in_another_before_its_job() {
     // A regular user is mapped after the merge.
     run().with(&["--root"]).go().exits(0).prints(SHOWN);
     assert_eq!(sha256(&image), before);
+}
+
+#[test]
+fn changes_come_whichever_way_the_jobs_files_travel() {
+    let Some(job) = Job::new() else { return };
+    let image = scene(&job);
+    let channels: &[&str] = match job.site.backend {
+        Backend::Uml => &["hostfs", "link", "disk"],
+        Backend::Qemu => &["9p", "link", "disk"],
+    };
+    job.put("input", "from the host\n");
+    for channel in channels {
+        let script = format!("{SHOW}; cat input; echo back >{channel}");
+        job.sh(&script)
+            .image(&image)
+            .with(&["--changes", "c", "--channel", channel])
+            .go()
+            .exits(0)
+            .prints(&format!("{SHOWN}from the host\n"));
+        assert_eq!(job.read(channel), "back\n");
+        // What is wrong with an archive is known before any file has travelled.
+        let bad = ["--changes", "input", "--channel", channel];
+        let run = job.sh("echo ran >ran").image(&image).with(&bad);
+        run.go().exits(125).says(&["is no changes archive"]);
+        assert!(!job.has("ran"));
+    }
 }
 
 #[test]
@@ -219,43 +245,120 @@ fn directories_have_changes_too() {
     assert!(!diff.stdout.windows(8).any(|part| part == b"left-out"));
 }
 
+/// A base image with the tools that make everything that a file can be.
+fn workshop(job: &Job) -> std::path::PathBuf {
+    let root = small_root(job, "workshop");
+    for program in [
+        "ln",
+        "cp",
+        "mv",
+        "mkfifo",
+        "mknod",
+        "touch",
+        "truncate",
+        "dd",
+        "chown",
+        "find",
+        "sort",
+        "sha256sum",
+        "setcap",
+        "getcap",
+    ] {
+        add_program(&root, program);
+    }
+    for (name, content) in [
+        ("issue", "an issue"),
+        ("same", "what is to become something else"),
+    ] {
+        fs::write(root.join("etc").join(name), content).unwrap();
+    }
+    for directory in ["etc/default", "var/tmp"] {
+        fs::create_dir(root.join(directory)).unwrap();
+    }
+    fs::write(root.join("etc/default/file"), "gone later").unwrap();
+    into_ext4(job, &root)
+}
+
 /// Everything that a file can be, and everything that can become of one.
 const HARD: &str = r#"
-    cd /srv; mknod null c 1 3; mknod sda b 8 0; mkfifo -m 600 pipe; ln -s loop loop
+    mkdir /srv; cd /srv
+    mknod null c 1 3; mknod sda b 8 0; mkfifo -m 600 pipe; ln -s loop loop; ln -s y x; ln -s x y
     echo x >a; ln a b; ln b /etc/linked; chown 77:4000000000 a; chmod 6711 a; touch -d @-5.25 a
     truncate -s 4G sparse; printf x | dd of=sparse bs=1 seek=3000000000 conv=notrunc status=none
-    mkdir -m 1777 sticky; : >"$(printf '\377\n\001')"
+    mkdir -m 1777 sticky; : >"$(printf '\377\n\001 *')"
+    cp /bin/true /bin/pinger; setcap cap_net_raw,cap_chown+ep /bin/pinger
     rm /etc/issue; mkdir /etc/issue; echo in >/etc/issue/in
     rm -r /etc/default; echo file >/etc/default
-    cp -p /etc/debian_version /etc/kept; printf X | dd of=/etc/debian_version bs=1 conv=notrunc status=none
-    touch -r /etc/kept /etc/debian_version
+    cp -p /etc/same /etc/kept; printf W | dd of=/etc/same bs=1 conv=notrunc status=none
+    touch -r /etc/kept /etc/same
 "#;
+
+/// Everything about everything there, in words of other programs than AppPot's.
+const DESCRIBE: &str = r#"
+    cd /; find bin etc srv -printf '%p %y %m %U %G %T@ %l ' \( -type d -o -printf '%n ' \) \
+        \( -type f -printf '%s' , -printf '\n' \) | sort
+    getcap -r /bin; stat -c '%t %T' /srv/null /srv/sda; find etc srv -samefile srv/a | sort
+    find bin etc srv -type f ! -name sparse -exec sha256sum {} + | sort
+"#;
+
+/// The way to the job directory, which the boot makes.
+const WAY: &str = "--exclude /var/tmp";
 
 #[test]
 fn hosts_and_guests_agree_on_everything_that_a_file_can_be() {
     let Some(job) = Job::new() else { return };
-    let Some(image) = debian_image() else { return };
+    let image = workshop(&job);
     let base = image.to_str().unwrap();
-    let record = ["snap", "base", base, "-o", "recorded"];
-    job.apppot(&record).go().exits(0);
-    // The way to the job directory is the boot's.
-    let guest = "apppot-snap changes -b recorded --exclude /var/tmp";
     let keep = &["--root", "--overlay", "kept.cow"];
-    job.sh(HARD).image(image).with(keep).go().exits(0);
-    let run = job.sh(&format!("{guest} guest")).image(image).with(keep);
-    run.go().exits(0);
-    let words = ["snap", "changes", "--base", "recorded", base, "-o", "host"];
+    let changes = |image: &str, options: &[&str], to: &str| {
+        let words = ["snap", "changes", "--base", "apppot.base", image, "-o", to];
+        let way = WAY.split(' ').collect::<Vec<_>>();
+        let words = [&words[..], options, &way].concat();
+        job.apppot(&words).go().exits(0);
+    };
+    job.apppot(&["snap", "base", base]).go().exits(0);
+    let modify = job.sh(&format!("set -e; {HARD}")).image(&image).with(keep);
+    modify.go().exits(0);
+    // The same state, read by the guest, on the host through the overlay, in another guest into
+    // which it was merged, and twice, and on the host in an image of its own.
+    let record = |name: &str| format!("apppot-snap changes -b apppot.base {WAY} {name} >/dev/null");
+    let describe = format!("{}; {DESCRIBE}", record("guest"));
+    let modified = job.sh(&describe).image(&image).with(keep).go().exits(0);
+    changes(base, &["--overlay", "kept.cow"], "host");
+    let (once, twice) = (record("merged"), record("twice"));
+    let script = format!("{once}; apppot-snap merge host >/dev/null; {twice}; {DESCRIBE}");
+    let merged = job.sh(&script).image(&image);
+    let merged = merged.with(&["--root", "--changes", "host"]).go().exits(0);
     let words = [
-        &words[..],
-        &["--overlay", "kept.cow", "--exclude", "/var/tmp"],
-    ]
-    .concat();
+        "snap",
+        "commit",
+        "--base",
+        base,
+        "--changes",
+        "host",
+        "-o",
+        "new.img",
+    ];
     job.apppot(&words).go().exits(0);
-    let run = job.sh(&format!("{guest} merged")).image(image);
-    run.with(&["--root", "--changes", "host"]).go().exits(0);
+    changes("new.img", &[], "raw");
+    for part in [
+        "cap_chown,cap_net_raw=ep",
+        "etc/linked\nsrv/a\nsrv/b\n",
+        "4294967296",
+    ] {
+        assert!(
+            modified.text().contains(part),
+            "{part}: {}",
+            modified.text()
+        );
+    }
+    assert_eq!(merged.text(), modified.text());
     let archive = |name: &str| fs::read(job.path().join(name)).unwrap();
-    assert!(archive("guest") == archive("host"));
-    assert!(archive("merged") == archive("host"));
+    let shown = |name: &str| job.apppot(&["snap", "inspect", name]).go().exits(0).text();
+    for name in ["guest", "merged", "twice", "raw"] {
+        assert_eq!(shown(name), shown("host"));
+        assert!(archive(name) == archive("host"), "{name}");
+    }
     let size = job.path().join("host").metadata().unwrap().len();
     assert!(size < 1 << 20, "{size}");
 }

@@ -1,8 +1,8 @@
 //! Trees of files that can be recorded: a live directory, or an image that nobody has mounted.
 
-mod cow;
 mod directory;
 mod ext4;
+mod overlay;
 
 use std::collections::HashMap;
 use std::io;
@@ -10,10 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
-pub use cow::Cow;
 pub use directory::Directory;
 pub(crate) use directory::LiveFile;
 pub use ext4::Ext4;
+pub use overlay::Overlay;
 
 use crate::content::{self, Buffer, Contents};
 use crate::entry::{order, Entry, Kind};

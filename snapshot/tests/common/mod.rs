@@ -35,6 +35,13 @@ pub(crate) fn sh(directory: &Path, script: &str) {
     assert!(output.status.success(), "{script}: {errors}");
 }
 
+/// A temporary directory in memory where there is one: a disk would be what the test measures.
+pub(crate) fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
 /// A directory that is readable for everyone, as a root filesystem is.
 pub(crate) fn fresh(parent: &Path, name: &str) -> PathBuf {
     let path = parent.join(name);

@@ -44,8 +44,8 @@ pub(crate) fn sha256(path: &Path) -> String {
 }
 
 /// Programs of the small root filesystem.
-const PROGRAMS: [&str; 11] = [
-    "sh", "cat", "ls", "uname", "id", "mkdir", "sleep", "stat", "env", "chmod", "rm",
+const PROGRAMS: [&str; 12] = [
+    "sh", "cat", "ls", "uname", "id", "mkdir", "sleep", "stat", "env", "chmod", "rm", "true",
 ];
 
 /// Makes a root directory with a shell, a few programs, and `/etc/name`, which holds `name`.
@@ -57,16 +57,23 @@ pub(crate) fn small_root(job: &Job, name: &str) -> PathBuf {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     for program in PROGRAMS {
-        let from = ["/bin", "/usr/bin"].map(|directory| Path::new(directory).join(program));
-        let from = from.iter().find(|path| path.exists()).unwrap();
-        install(from, &root.join("bin").join(program));
-        for library in libraries(from) {
-            install(&library, &root.join(library.strip_prefix("/").unwrap()));
-        }
+        add_program(&root, program);
     }
     fs::write(root.join("etc/name"), name).unwrap();
     tool("chown", &["-R", &job.owner(), root.to_str().unwrap()]);
     root
+}
+
+/// Adds a program of this machine's to a root directory.
+pub(crate) fn add_program(root: &Path, program: &str) {
+    let places = ["/bin", "/usr/bin", "/sbin", "/usr/sbin"];
+    let from = places.map(|directory| Path::new(directory).join(program));
+    let from = from.iter().find(|path| path.exists());
+    let from = from.unwrap_or_else(|| panic!("install {program}"));
+    install(from, &root.join("bin").join(program));
+    for library in libraries(from) {
+        install(&library, &root.join(library.strip_prefix("/").unwrap()));
+    }
 }
 
 fn install(from: &Path, to: &Path) {
@@ -86,8 +93,12 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
 
 /// A raw ext4 image of a small root.
 pub(crate) fn ext4(job: &Job, name: &str) -> PathBuf {
-    let root = small_root(job, name);
-    let image = job.beside(&format!("{name}.img"));
+    into_ext4(job, &small_root(job, name))
+}
+
+/// A raw ext4 image of a root directory, which is removed.
+pub(crate) fn into_ext4(job: &Job, root: &Path) -> PathBuf {
+    let image = root.with_extension("img");
     let words = ["-q", "-t", "ext4", "-F", "-d"].map(OsStr::new);
     let rest = [root.as_os_str(), image.as_os_str(), OsStr::new("48M")];
     tool("mke2fs", &[&words[..], &rest[..]].concat());
