@@ -12,6 +12,7 @@
 
 mod levels;
 mod listing;
+mod new;
 mod pack;
 mod patterns;
 mod reader;
