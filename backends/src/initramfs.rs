@@ -21,7 +21,9 @@ pub(crate) fn build(agent: Cow<'static, [u8]>, modules: Vec<(String, Vec<u8>)>) 
     archive.entry("dev", 0o040_755, nothing(), (0, 0));
     archive.entry("dev/console", 0o020_600, nothing(), (5, 1));
     archive.entry("dev/null", 0o020_666, nothing(), (1, 3));
-    archive.entry("proc", 0o040_755, nothing(), (0, 0));
+    for directory in ["proc", "root", "lower", "upper"] {
+        archive.entry(directory, 0o040_755, nothing(), (0, 0));
+    }
     if !modules.is_empty() {
         archive.entry(MODULES, 0o040_755, nothing(), (0, 0));
     }
@@ -143,6 +145,9 @@ mod tests {
             "dev/console",
             "dev/null",
             "proc",
+            "root",
+            "lower",
+            "upper",
             "modules",
             "modules/00-a.ko",
         ];

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::sys::resource::{getrlimit, Resource, RLIM_INFINITY};
 use nix::sys::statfs::{fstatfs, FsType, TMPFS_MAGIC};
@@ -316,10 +317,13 @@ pub fn most_memory() -> u64 {
         .min(cgroup)
 }
 
-/// The smallest memory limit of this process's cgroup and those above it: bytes, and whose.
+/// The smallest memory limit of this process's cgroup and those above it: bytes, and whose. It is looked
+/// for once.
 #[must_use]
 pub fn cgroup_memory() -> Option<(u64, PathBuf)> {
-    cgroup_memory_below(Path::new("/"))
+    static FOUND: OnceLock<Option<(u64, PathBuf)>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| cgroup_memory_below(Path::new("/")));
+    found.clone()
 }
 
 fn cgroup_memory_below(root: &Path) -> Option<(u64, PathBuf)> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use apppot_contract::{Contract, User};
 
 use crate::failure::{Failure, Step};
+use crate::files;
 
 /// Who runs the job, as the appliance knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub(crate) fn become_known(root: &Path, contract: &Contract) -> Result<Identity,
 
 /// A missing file is an empty one: the root directory of a container has no accounts.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
-    match fs::read(path) {
+    match files::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(error),

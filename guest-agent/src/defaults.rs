@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use apppot_contract::{document, Contract, Workload};
 
 use crate::failure::{Failure, Step};
+use crate::files;
 
 /// Where it is.
 const PATH: &str = "etc/apppot/workload";
@@ -25,7 +26,7 @@ pub(crate) struct ImageCommand {
 /// Reads what the image below `root` says. The contract gets its environment, below its own, and its
 /// account, if it names none; the command is returned.
 pub(crate) fn read(root: &Path, contract: &mut Contract) -> Result<Option<ImageCommand>, Failure> {
-    let text = match std::fs::read(root.join(PATH)) {
+    let text = match files::read(&root.join(PATH)) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).step("reading the image's /etc/apppot/workload"),

@@ -13,14 +13,20 @@ use crate::failure::{Failure, Step};
 /// there is no user but root, the image's files stay as they are.
 pub(crate) fn set(root: &Path, contract: &Contract) -> Result<(), Failure> {
     let step = "setting the host name";
+    let given = contract.hostname.as_deref();
+    if !is_kept(contract) {
+        let Some(name) = given else {
+            return Ok(());
+        };
+        nix::unistd::sethostname(name).step(step)?;
+        return make_known(root, contract, name).step("writing /etc/hosts");
+    }
     let hosts = read(&root.join("etc/hosts")).step(step)?;
     let own = read(&root.join("etc/hostname")).step(step)?;
-    let name = choose(contract, own.split_whitespace().next(), &hosts);
-    let Some(name) = name else {
-        return Ok(());
-    };
-    nix::unistd::sethostname(name).step(step)?;
-    make_known(root, contract, name).step("writing /etc/hosts")
+    match choose(given, own.split_whitespace().next(), &hosts) {
+        Some(name) => nix::unistd::sethostname(name).step(step),
+        None => Ok(()),
+    }
 }
 
 /// As [`set`], for a system whose own init has given it a name.
@@ -36,12 +42,8 @@ fn is_kept(contract: &Contract) -> bool {
     root.is_some_and(|root| root.writes == Writes::Device)
 }
 
-/// In an image that is kept, the first name that it knows, its `own` first.
-fn choose<'a>(contract: &'a Contract, own: Option<&'a str>, hosts: &str) -> Option<&'a str> {
-    let given = contract.hostname.as_deref();
-    if !is_kept(contract) {
-        return given;
-    }
+/// The name of an image that is kept: the first that it knows, its `own` first.
+fn choose<'a>(given: Option<&'a str>, own: Option<&'a str>, hosts: &str) -> Option<&'a str> {
     let known = [own, given, Some("localhost")]
         .into_iter()
         .flatten()
@@ -58,9 +60,12 @@ fn knows(hosts: &str, name: &str) -> bool {
 }
 
 fn make_known(root: &Path, contract: &Contract, name: &str) -> io::Result<()> {
+    if contract.user.is_none() || is_kept(contract) {
+        return Ok(());
+    }
     let path = root.join("etc/hosts");
     let hosts = read(&path)?;
-    if contract.user.is_none() || is_kept(contract) || knows(&hosts, name) {
+    if knows(&hosts, name) {
         return Ok(());
     }
     let line = format!("127.0.1.1 {name}\n");
@@ -93,7 +98,6 @@ mod tests {
 
     #[test]
     fn a_kept_image_has_a_name_that_it_knows() {
-        let kept = contract(Writes::Device);
         for (own, hosts, name) in [
             (Some("pot"), "127.0.0.1 localhost pot\n", "pot"),
             (Some("pot"), "127.0.0.1 localhost #pot\n", "localhost"),
@@ -101,13 +105,9 @@ mod tests {
             (Some("pot"), "", "pot"),
             (None, "", "node7"),
         ] {
-            assert_eq!(choose(&kept, own, hosts), Some(name), "{own:?} {hosts}");
+            let chosen = choose(Some("node7"), own, hosts);
+            assert_eq!(chosen, Some(name), "{own:?} {hosts}");
         }
-        let vanishing = contract(Writes::Memory);
-        assert_eq!(
-            choose(&vanishing, Some("pot"), "1.2.3.4 pot\n"),
-            Some("node7")
-        );
     }
 
     #[test]

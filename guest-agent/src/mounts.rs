@@ -12,8 +12,11 @@ use nix::mount::{mount, MsFlags};
 
 use crate::devices;
 use crate::failure::{Failure, Step};
+use crate::files;
 
-/// Where the appliance's root is put together, in the initramfs.
+// The initramfs has these directories (backends/src/initramfs.rs).
+
+/// Where the appliance's root is put together.
 pub(crate) const ROOT: &str = "/root";
 /// The appliance's root as it is, below the overlay.
 const LOWER: &str = "/lower";
@@ -51,13 +54,11 @@ pub(crate) fn root(root: Option<&Root>) -> Result<(), Failure> {
         root.filesystem,
         Path::new(&root.source).display()
     );
-    fs::create_dir_all(ROOT).step(step)?;
     match root.writes {
         Writes::Device => {
             mount_from_host(&root.filesystem, &root.source, ROOT, MsFlags::empty()).step(named)
         }
         Writes::Memory => {
-            fs::create_dir_all(LOWER).step(step)?;
             mount_from_host(&root.filesystem, &root.source, LOWER, MsFlags::MS_RDONLY)
                 .step(named)?;
             overlay().step("mounting the overlay")
@@ -87,7 +88,6 @@ fn mount_from_host(
 const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000";
 
 fn overlay() -> io::Result<()> {
-    fs::create_dir_all(UPPER)?;
     mount(
         Some("apppot"),
         UPPER,
@@ -143,11 +143,11 @@ pub(crate) fn system() -> io::Result<()> {
     device_links()
 }
 
-/// User-Mode Linux names no cores in /proc/cpuinfo, and then ps(1) of procps 4.0 has nothing to start
+/// Stock User-Mode Linux names no cores in /proc/cpuinfo, and then ps(1) of procps 4.0 has nothing to start
 /// from: the same text with a core for each processor takes its place.
 fn cpuinfo() -> io::Result<()> {
     let target = format!("{ROOT}/proc/cpuinfo");
-    let text = fs::read_to_string(&target)?;
+    let text = String::from_utf8_lossy(&files::read(Path::new(&target))?).into_owned();
     if !text.contains("User Mode Linux") || text.contains("core id") {
         return Ok(());
     }
@@ -214,8 +214,8 @@ pub(crate) const TOOLS: &str = "/run/apppot-bin";
 /// Shows the agent to the job as `apppot-snap`. The initramfs that holds it is out of reach later.
 pub(crate) fn tools() -> io::Result<()> {
     let directory = format!("{ROOT}{TOOLS}");
-    fs::create_dir_all(&directory)?;
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+    // The kernel gives PID 1 the umask 022.
+    fs::DirBuilder::new().mode(0o755).create(&directory)?;
     let tool = format!("{directory}/apppot-snap");
     File::create(&tool)?;
     mount(Some("/init"), tool.as_str(), NONE, MsFlags::MS_BIND, NONE)?;
@@ -307,9 +307,6 @@ fn write_back_soon() {
 }
 
 fn mount_share(share: &Mount) -> io::Result<()> {
-    if !share.target.is_dir() {
-        fs::create_dir_all(&share.target)?;
-    }
     let flags = match share.read_only {
         true => MsFlags::MS_RDONLY,
         false => MsFlags::empty(),
@@ -317,14 +314,21 @@ fn mount_share(share: &Mount) -> io::Result<()> {
     if !share.channel.is_live() {
         return Err(io::Error::other("its channel is for files, not for mounts"));
     }
-    mount_from_host(share.channel.word(), &share.source, &share.target, flags)?;
-    Ok(())
+    let mount = || mount_from_host(share.channel.word(), &share.source, &share.target, flags);
+    match mount() {
+        Err(nix::Error::ENOENT) => {
+            fs::create_dir_all(&share.target)?;
+            mount()
+        }
+        result => result,
+    }
+    .map_err(io::Error::from)
 }
 
 /// The caller may have come to the job directory through a symbolic link that the appliance does
 /// not have: the path that the caller knows leads to the mounted directory.
 fn link_job_directory(jobdir: &Path, mounted: &Path) -> io::Result<()> {
-    if jobdir.exists() {
+    if jobdir == mounted || jobdir.exists() {
         return Ok(());
     }
     if let Some(parent) = jobdir.parent() {

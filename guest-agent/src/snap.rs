@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use apppot_snapshot::archive::{self, Archive, Manifest};
 use apppot_snapshot::base::{Base, Source};
@@ -35,7 +34,7 @@ usage: apppot-snap COMMAND [OPTION]... [FILE]
 ";
 
 /// Runs the command line.
-pub(crate) fn main() -> ExitCode {
+pub(crate) fn main() -> u8 {
     // A reader that has seen enough ends this program, as it does any other.
     // SAFETY: there is no second thread yet, and no handler of ours.
     let _ = unsafe {
@@ -45,10 +44,10 @@ pub(crate) fn main() -> ExitCode {
         )
     };
     match Call::parse(std::env::args_os().skip(1)).and_then(|call| call.run()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(message) => {
             eprintln!("apppot-snap: {}", printable(&message));
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use apppot_contract::{cmdline, Contract};
 
+use crate::files;
+
 /// What a source said.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -19,7 +21,7 @@ pub(crate) enum Found {
 /// The kernel command line.
 pub(crate) fn command_line(root: &Path) -> Result<Found, String> {
     let path = root.join("proc/cmdline");
-    let line = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let line = files::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     match cmdline::decode(&line).map_err(|error| error.to_string())? {
         cmdline::Found::Absent => Ok(Found::Absent),
         cmdline::Found::Here(contract) => Ok(Found::Contract(contract)),

@@ -127,7 +127,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let started = Instant::now();
         let console = Console::new(machine.console(), terms.show_console)?;
-        let sender = Sender::start(link.stream.try_clone()?, link.capacity)?;
+        let sender = Sender::new(link.stream.try_clone()?, link.capacity);
         let kill_at = match terms.deadline {
             Some(deadline) => deadline + terms.grace + terms.last_words,
             None => started + BOOT_PATIENCE,
@@ -140,8 +140,8 @@ impl<'a> Session<'a> {
         };
         Ok(Session {
             outputs: [
-                Output::start(Stream::Stdout, out, sender.clone())?,
-                Output::start(Stream::Stderr, errors, sender.clone())?,
+                Output::new(Stream::Stdout, out, sender.clone())?,
+                Output::new(Stream::Stderr, errors, sender.clone())?,
             ],
             machine,
             terms,

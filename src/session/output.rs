@@ -17,11 +17,13 @@ use crate::outcome::Lost;
 /// Credit goes back in steps of this many bytes, or when all has been written.
 const CREDIT_STEP: usize = MAX_PENDING / 4;
 
-/// One of our output streams, written by a thread of its own: a reader who stalls stalls nothing
-/// else. Credit goes back as bytes are written.
+/// One of our output streams, written by a thread of its own, from the first byte on: a reader who
+/// stalls stalls nothing else. Credit goes back as bytes are written.
 #[derive(Debug)]
 pub(crate) struct Output {
     queue: Option<mpsc::Sender<Piece>>,
+    /// Until there is something to write.
+    idle: Option<(Writer, mpsc::Receiver<Piece>)>,
     state: Arc<State>,
     /// Hangs up when the thread has ended.
     ended: OwnedFd,
@@ -44,14 +46,13 @@ struct State {
 }
 
 impl Output {
-    /// Starts writing to `descriptor` what is pushed.
-    pub(crate) fn start(
-        stream: Stream,
-        descriptor: BorrowedFd,
-        sender: Sender,
-    ) -> io::Result<Self> {
+    /// Will write to `descriptor` what is pushed.
+    pub(crate) fn new(stream: Stream, descriptor: BorrowedFd, sender: Sender) -> io::Result<Self> {
         // A caller may have closed its standard streams.
         let file = descriptor.try_clone_to_owned().map(OwnedFd::into).ok();
+        if file.is_none() {
+            sender.send(&Frame::Close(stream));
+        }
         let (queue, pieces) = mpsc::channel();
         let state = Arc::new(State::default());
         let (ended, ends) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -63,11 +64,9 @@ impl Output {
             owed: 0,
             _ends: ends,
         };
-        std::thread::Builder::new()
-            .name(format!("{stream:?}"))
-            .spawn(move || writer.run(&pieces))?;
         Ok(Output {
             queue: Some(queue),
+            idle: Some((writer, pieces)),
             state,
             ended,
         })
@@ -98,7 +97,15 @@ impl Output {
         }
     }
 
-    fn send(&self, piece: Piece) {
+    fn send(&mut self, piece: Piece) {
+        if let Some((writer, pieces)) = self.idle.take() {
+            let started = std::thread::Builder::new()
+                .name(format!("{:?}", writer.stream))
+                .spawn(move || writer.run(&pieces));
+            if let Err(error) = started {
+                let _ = self.state.failure.set(error.to_string());
+            }
+        }
         if let Some(queue) = &self.queue {
             // The thread ends only when the queue is dropped.
             let _ = queue.send(piece);
@@ -108,6 +115,7 @@ impl Output {
     /// There will be no more. The stream is written out when [`Output::ended`] has hung up.
     pub(crate) fn close(&mut self) {
         self.queue = None;
+        self.idle = None;
     }
 
     /// Why something could not be written.
@@ -121,6 +129,7 @@ impl Output {
     }
 }
 
+#[derive(Debug)]
 struct Writer {
     stream: Stream,
     /// `None` when nobody reads.
@@ -134,9 +143,6 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, pieces: &mpsc::Receiver<Piece>) {
-        if self.file.is_none() {
-            self.sender.send(&Frame::Close(self.stream));
-        }
         for piece in pieces {
             let (bytes, credit) = match &piece {
                 Piece::Guest(bytes) => (bytes, bytes.len()),

@@ -1,6 +1,7 @@
-//! Frames on their way to the agent, written by a thread of their own: whoever sends does not wait.
+//! Frames on their way to the agent, written by a thread of their own, from the first one on: whoever sends
+//! does not wait.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{mpsc, Arc, Condvar, Mutex, PoisonError};
 
@@ -10,7 +11,16 @@ use apppot_contract::link::Frame;
 #[derive(Debug, Clone)]
 pub(crate) struct Sender {
     queue: mpsc::Sender<Vec<u8>>,
+    /// Until there is something to send.
+    idle: Arc<Mutex<Option<Writer>>>,
     under_way: Arc<UnderWay>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    stream: UnixStream,
+    frames: mpsc::Receiver<Vec<u8>>,
+    room: Arc<UnderWay>,
 }
 
 /// Bytes that the agent has not acknowledged, on a link that holds only so many.
@@ -22,35 +32,35 @@ struct UnderWay {
 }
 
 impl Sender {
-    /// Starts the thread that writes to `stream`, which holds `capacity` bytes.
-    pub(crate) fn start(mut stream: UnixStream, capacity: Option<usize>) -> io::Result<Self> {
-        let (queue, frames) = mpsc::channel::<Vec<u8>>();
+    /// Will write to `stream`, which holds `capacity` bytes.
+    pub(crate) fn new(stream: UnixStream, capacity: Option<usize>) -> Self {
+        let (queue, frames) = mpsc::channel();
         let under_way = Arc::new(UnderWay {
             capacity,
             bytes: Mutex::new(0),
             acknowledged: Condvar::new(),
         });
         let room = Arc::clone(&under_way);
-        std::thread::Builder::new()
-            .name(String::from("link"))
-            .spawn(move || {
-                for frame in frames {
-                    let mut rest = &frame[..];
-                    while !rest.is_empty() {
-                        let len = room.take(rest.len());
-                        // The machine has ended: its end is noticed elsewhere.
-                        if stream.write_all(&rest[..len]).is_err() {
-                            return;
-                        }
-                        rest = &rest[len..];
-                    }
-                }
-            })?;
-        Ok(Sender { queue, under_way })
+        let writer = Writer {
+            stream,
+            frames,
+            room,
+        };
+        Sender {
+            queue,
+            idle: Arc::new(Mutex::new(Some(writer))),
+            under_way,
+        }
     }
 
     /// Sends `frame`, after those sent before.
     pub(crate) fn send(&self, frame: &Frame) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = idle.take() {
+            let thread = std::thread::Builder::new().name(String::from("link"));
+            // Without a thread there is no session: the machine is ended as one that hangs.
+            let _ = thread.spawn(move || writer.run());
+        }
         // Fails only when the thread has ended with the machine.
         let _ = self.queue.send(frame.to_vec());
     }
@@ -64,6 +74,22 @@ impl Sender {
             .unwrap_or_else(PoisonError::into_inner);
         *under_way = under_way.saturating_sub(bytes as usize);
         self.under_way.acknowledged.notify_all();
+    }
+}
+
+impl Writer {
+    fn run(mut self) {
+        for frame in self.frames {
+            let mut rest = &frame[..];
+            while !rest.is_empty() {
+                let len = self.room.take(rest.len());
+                // The machine has ended: its end is noticed elsewhere.
+                if self.stream.write_all(&rest[..len]).is_err() {
+                    return;
+                }
+                rest = &rest[len..];
+            }
+        }
     }
 }
 
@@ -96,7 +122,7 @@ mod tests {
         theirs
             .set_read_timeout(Some(Duration::from_millis(100)))
             .unwrap();
-        let sender = Sender::start(ours, Some(8)).unwrap();
+        let sender = Sender::new(ours, Some(8));
         sender.send(&Frame::Stdin(b"0123456789"));
         let mut buffer = [0; 64];
         assert_eq!(theirs.read(&mut buffer).unwrap(), 8);
