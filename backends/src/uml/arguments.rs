@@ -74,6 +74,12 @@ pub(crate) fn memory(bytes: u64) -> String {
     format!("mem={}M", bytes >> 20)
 }
 
+/// Only directories that the kernel's process has inherited can be mounted by hostfs: whoever may mount in
+/// the guest reaches no other by its name, not even to look whether it is there (patch 0020).
+pub(super) fn hostfs() -> String {
+    String::from("hostfs=,descriptors")
+}
+
 /// `mem_fd=` and `initrdmem=`: guest memory as a file, and where in it the initramfs is.
 pub(crate) fn given_memory(offset: u64, len: u64) -> [String; 2] {
     [

@@ -182,6 +182,9 @@ fn kernel_words(kernel: &Kernel, spec: &MachineSpec) -> Result<Vec<String>> {
             matches!(spec.writes, Writes::Overlay(_)),
         ));
     }
+    if kernel.is_ours() && spec.containment != Containment::Off {
+        words.push(arguments::hostfs());
+    }
     if spec.trim_resident && kernel.is_ours() {
         words.push(String::from("rss_trim=1"));
     }
