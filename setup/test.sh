@@ -45,7 +45,8 @@ test_end_to_end() {
     APPPOT_TEST_IMAGE=$(images/build.sh)
     APPPOT_TEST_FORTRAN=$(images/build.sh fortran)
     APPPOT_TEST_PYTHON=$(images/build.sh python-plot)
-    export APPPOT_TEST_IMAGE APPPOT_TEST_FORTRAN APPPOT_TEST_PYTHON APPPOT_TEST_USER=$test_user
+    APPPOT_TEST_ROOT=$(images/bootable.sh)
+    export APPPOT_TEST_IMAGE APPPOT_TEST_FORTRAN APPPOT_TEST_PYTHON APPPOT_TEST_ROOT APPPOT_TEST_USER=$test_user
     for kernel in $list; do
         step "end to end with $kernel"
         APPPOT_TEST_KERNEL=$kernel cargo test --package apppot --test e2e --locked -- --test-threads=2
@@ -86,7 +87,7 @@ qemu_tests() {
         cargo test --package apppot --test e2e --locked -- --test-threads=2 "${@:2}"
 }
 
-everywhere=(arguments binds channels ending environment files images jobdir network qemu snap status streams
+everywhere=(arguments binds channels ending environment files images jobdir layout_disk network qemu snap status streams
     terminal users workload writes)
 
 # A virtiofsd that does without privileges: the distribution's (Debian 13), else built from its source.
@@ -115,7 +116,7 @@ need_registry() {
 
 need_rust
 need_rust_tools
-need_packages shellcheck cpio procps passt mmdebstrap iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci
+need_packages shellcheck cpio procps passt mmdebstrap iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci grub-common grub-pc-bin grub-efi-amd64-bin mtools ovmf kmod
 need_registry
 need_qemu
 need_test_user

@@ -9,11 +9,12 @@ use std::borrow::Cow;
 const MODULES: &str = "modules";
 
 /// The archive in pieces, one after the other: the agent is not copied.
-pub(crate) type Pieces = Vec<Cow<'static, [u8]>>;
+pub type Pieces = Vec<Cow<'static, [u8]>>;
 
 /// Builds the archive: `/init`, the mount points and nodes that the agent needs before it has
 /// mounted anything, and `modules` (name and content), which are loaded in this order.
-pub(crate) fn build(agent: Cow<'static, [u8]>, modules: Vec<(String, Vec<u8>)>) -> Pieces {
+#[must_use]
+pub fn build(agent: Cow<'static, [u8]>, modules: Vec<(String, Vec<u8>)>) -> Pieces {
     let mut archive = Archive::default();
     // First, and on a page's boundary: the kernel's copy of it may be this one (patch 0017).
     archive.entry(&aligned("init"), 0o100_755, agent, (0, 0));

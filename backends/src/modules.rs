@@ -12,20 +12,29 @@ use crate::{Error, Result};
 pub(crate) fn resolve(directory: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     let path = directory.join("modules.dep");
     let text = std::fs::read_to_string(&path).map_err(Error::file("read module list", &path))?;
+    let files = order(&text, wanted).map_err(|name| Error::File {
+        what: "find kernel module",
+        path: directory.join(name),
+        source: std::io::ErrorKind::NotFound.into(),
+    })?;
+    Ok(files.iter().map(|file| directory.join(file)).collect())
+}
+
+/// The files of `wanted` (module names) and of what they depend on, in the order of loading, as `list`, a
+/// kernel's `modules.dep`, names them.
+///
+/// # Errors
+/// A module is not in the list: its name.
+pub fn order<'a>(list: &'a str, wanted: &[&str]) -> std::result::Result<Vec<&'a str>, String> {
     let mut order = Vec::new();
     for name in wanted {
-        let files = closure(&text, name).ok_or_else(|| Error::File {
-            what: "find kernel module",
-            path: directory.join(name),
-            source: std::io::ErrorKind::NotFound.into(),
-        })?;
-        for file in files {
+        for file in closure(list, name).ok_or_else(|| (*name).to_owned())? {
             if !order.contains(&file) {
                 order.push(file);
             }
         }
     }
-    Ok(order.iter().map(|file| directory.join(file)).collect())
+    Ok(order)
 }
 
 /// The modules at `paths`, by name and content.
@@ -44,7 +53,8 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// Whether `modules.dep` or `modules.builtin` of a kernel names the module.
-pub(crate) fn lists(text: &str, name: &str) -> bool {
+#[must_use]
+pub fn lists(text: &str, name: &str) -> bool {
     text.lines()
         .filter_map(|line| line.split(':').next())
         .any(|file| module_name(file) == name.replace('-', "_"))

@@ -8,7 +8,7 @@ use crate::failure::{Failure, Step};
 use crate::link::Link;
 use crate::{
     accounts, changes, channels, clock, defaults, hostname, job, modules, mounts, network,
-    shutdown, sources, sudo, system,
+    own_root, shutdown, sources, sudo, system,
 };
 
 /// Runs the whole life of the machine.
@@ -27,8 +27,17 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     // The link may need one of them; without the link nobody would learn what is wrong with another.
     let loaded = modules::load_all(Path::new("/modules"));
     clock::set();
-    let mut contract = find_contract(link)?;
-    loaded?;
+    let Some(mut contract) = find_contract(link)? else {
+        tell(loaded);
+        return Err(boot_as_usual());
+    };
+    match contract.root {
+        Some(_) => loaded?,
+        None => {
+            tell(loaded);
+            contract.root = Some(own_root::find(Path::new("/"))?);
+        }
+    }
     mounts::root(contract.root.as_ref())?;
     changes::merge_all(&contract, Path::new(mounts::ROOT))?;
     mounts::system().step("mounting the system directories")?;
@@ -58,6 +67,26 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
     Ok(job::saved(report, kept, files, link))
 }
 
+/// Boots a machine that nobody has a job for, as any initramfs would. Back here when that has failed.
+fn boot_as_usual() -> Failure {
+    let prepare = || {
+        mounts::root(Some(&own_root::find(Path::new("/"))?))?;
+        mounts::system().step("mounting the system directories")?;
+        mounts::enter_root().step("entering the root filesystem")
+    };
+    match prepare() {
+        Ok(()) => system::become_init(),
+        Err(failure) => failure,
+    }
+}
+
+/// An image's own initramfs has the drivers of all machines: one that fails may be of no use on this one.
+fn tell(loaded: Result<(), Failure>) {
+    if let Err(failure) = loaded {
+        eprintln!("apppot-init: {}: {}", failure.step, failure.reason);
+    }
+}
+
 /// Becomes the image's init, which the service then speaks for. Back here when that has failed.
 fn hand_over(contract: &Contract, link: &mut Option<Link>) -> Failure {
     let failure = system::hand_over(contract, link.is_some());
@@ -70,9 +99,16 @@ fn hand_over(contract: &Contract, link: &mut Option<Link>) -> Failure {
     failure
 }
 
-/// The contract, and the link when the contract or its carrier names one.
-fn find_contract(link: &mut Option<Link>) -> Result<Contract, Failure> {
-    let found = sources::command_line(Path::new("/")).step("reading the boot arguments")?;
+/// The contract, if there is one, and the link when the contract or its carrier names one.
+fn find_contract(link: &mut Option<Link>) -> Result<Option<Contract>, Failure> {
+    let root = Path::new("/");
+    let mut found = sources::command_line(root).step("reading the boot arguments")?;
+    if found == sources::Found::Absent {
+        // The image's own boot loader has started us: its disks come up first.
+        mounts::sysfs().step("mounting /sys")?;
+        let _ = own_root::find(root);
+        found = sources::documents(root).step("reading the contract")?;
+    }
     let mut open = |device: &Path| -> Result<(), Failure> {
         let opened = Link::open(device).step(format!("opening the link {}", device.display()))?;
         *link = Some(opened);
@@ -88,7 +124,7 @@ fn find_contract(link: &mut Option<Link>) -> Result<Contract, Failure> {
             {
                 open(device)?;
             }
-            Ok(*contract)
+            Ok(Some(*contract))
         }
         sources::Found::OnLink(device) => {
             open(&device)?;
@@ -96,12 +132,9 @@ fn find_contract(link: &mut Option<Link>) -> Result<Contract, Failure> {
                 || Err(String::from("there is no link")),
                 Link::receive_contract,
             );
-            received.step("receiving the contract")
+            received.step("receiving the contract").map(Some)
         }
-        sources::Found::Absent => Err(Failure::new(
-            "reading the boot arguments",
-            "there is no contract on the kernel command line",
-        )),
+        sources::Found::Absent => Ok(None),
     }
 }
 

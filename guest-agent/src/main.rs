@@ -15,12 +15,14 @@ mod defaults;
 mod devices;
 mod failure;
 mod files;
+mod growth;
 mod hostname;
 mod job;
 mod link;
 mod modules;
 mod mounts;
 mod network;
+mod own_root;
 mod process;
 mod shutdown;
 mod snap;
@@ -28,6 +30,7 @@ mod sources;
 mod stdin;
 mod sudo;
 mod system;
+mod volumes;
 mod workload;
 
 /// What C's start-up code calls. Rust's own, before it calls its `main`, looks at the standard

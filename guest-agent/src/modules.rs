@@ -8,17 +8,16 @@ use std::path::Path;
 use crate::failure::{Failure, Step};
 
 /// Loads every module in `directory`, by name order, which is the order of need. No directory, no
-/// modules.
+/// modules. One that fails does not keep others from being loaded.
 pub(crate) fn load_all(directory: &Path) -> Result<(), Failure> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Ok(());
     };
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
-    for path in &paths {
-        load(path).step(format!("loading the kernel module {}", path.display()))?;
-    }
-    Ok(())
+    let load = |path| load(path).step(format!("loading the kernel module {}", Path::display(path)));
+    let results: Vec<_> = paths.iter().map(|path| load(path)).collect();
+    results.into_iter().collect()
 }
 
 /// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h: the kernel decompresses.
@@ -42,6 +41,8 @@ fn load(path: &Path) -> std::io::Result<()> {
         0 => Ok(()),
         _ => match std::io::Error::last_os_error() {
             error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            // A driver of something that this machine has not. Where it is needed it will be missed.
+            error if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             error => Err(error),
         },
     }

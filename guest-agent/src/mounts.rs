@@ -45,6 +45,13 @@ const QUIET: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NOEXEC)
     .union(MsFlags::MS_NODEV);
 
+/// What says which devices there are, for the agent itself. The root gets one of its own.
+pub(crate) fn sysfs() -> io::Result<()> {
+    fs::create_dir_all("/sys")?;
+    mount(Some("sysfs"), "/sys", Some("sysfs"), QUIET, NONE)
+        .map_err(|errno| annotate("/sys", errno))
+}
+
 /// Mounts the appliance's root filesystem on [`ROOT`], with the overlay when writes are to vanish.
 pub(crate) fn root(root: Option<&Root>) -> Result<(), Failure> {
     let step = "mounting the root filesystem";

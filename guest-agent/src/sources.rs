@@ -1,9 +1,17 @@
 //! Where a contract can be. Each source answers found, absent or broken; broken is an error, never
 //! skipped. Paths derive from a root, so that tests populate a fake one.
+//!
+//! They are asked in this order, up to the first that has one: the kernel command line, QEMU's fw_cfg,
+//! a disk that is labelled as one.
 
+use std::fs;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use apppot_contract::{cmdline, Contract};
+use apppot_contract::{cmdline, document, Contract};
+use nix::mount::{mount, umount2, MntFlags, MsFlags};
+
+use crate::volumes;
 
 use crate::files;
 
@@ -32,6 +40,73 @@ pub(crate) fn command_line(root: &Path) -> Result<Found, String> {
     }
 }
 
+/// What the machine itself holds beside the command line, which the caller has asked before.
+pub(crate) fn documents(root: &Path) -> Result<Found, String> {
+    match firmware(root)? {
+        Found::Absent => disk(root),
+        found => Ok(found),
+    }
+}
+
+/// The item's file below `/sys` (`Documentation/ABI/testing/sysfs-firmware-qemu_fw_cfg`).
+const ITEM: &str = "sys/firmware/qemu_fw_cfg/by_name/opt/org.apppot/contract/raw";
+
+/// QEMU's fw_cfg, which libvirt has too (`<sysinfo type='fwcfg'>`).
+fn firmware(root: &Path) -> Result<Found, String> {
+    read(&root.join(ITEM), "the firmware's contract")
+}
+
+/// The label of a contract disk. All types of filesystems can have it; some in capitals only.
+pub(crate) const LABEL: &str = "apppotjob";
+/// The file on it.
+const FILE: &str = "contract";
+
+/// A disk with a filesystem of that label.
+fn disk(root: &Path) -> Result<Found, String> {
+    let labelled = |volume: &volumes::Volume| volume.label.eq_ignore_ascii_case(LABEL);
+    let Some(volume) = volumes::all(root).into_iter().find(labelled) else {
+        return Ok(Found::Absent);
+    };
+    let what = format!("the contract disk {}", volume.device.display());
+    let target = Path::new("/run/apppot-disk");
+    let mounted = fs::create_dir_all(target).and_then(|()| {
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let none: Option<&str> = None;
+        mount(
+            Some(&volume.device),
+            target,
+            Some(volume.filesystem),
+            flags,
+            none,
+        )?;
+        Ok(())
+    });
+    mounted.map_err(|error| format!("{what}: {error}"))?;
+    let found = read(&target.join(FILE), &what);
+    let _ = umount2(target, MntFlags::MNT_DETACH);
+    match found? {
+        Found::Absent => Err(format!("{what} has no file '{FILE}'")),
+        found => Ok(found),
+    }
+}
+
+/// The document in a file, if there is one.
+fn read(path: &Path, what: &str) -> Result<Found, String> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Absent),
+        Err(error) => return Err(format!("{what}: {error}")),
+    };
+    let mut text = Vec::new();
+    // One byte more, which tells too long a document from the longest one.
+    let read = file
+        .take(document::MAX_LEN as u64 + 1)
+        .read_to_end(&mut text);
+    read.map_err(|error| format!("{what}: {error}"))?;
+    let contract = document::decode(&text).map_err(|error| format!("{what}: {error}"))?;
+    Ok(Found::Contract(Box::new(contract)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +132,35 @@ mod tests {
         let broken = found("apppot.version=1 apppot.nonsense=1").unwrap_err();
         assert!(broken.contains("nonsense"), "{broken}");
         assert!(command_line(Path::new("/no/such")).is_err());
+    }
+
+    #[test]
+    fn the_firmware_answers_found_absent_or_broken() {
+        let root = tempfile::tempdir().unwrap();
+        let item = root.path().join(ITEM);
+        assert_eq!(documents(root.path()), Ok(Found::Absent));
+        fs::create_dir_all(item.parent().unwrap()).unwrap();
+        fs::write(&item, "#apppot/1\napppot.id=x\n").unwrap();
+        let Found::Contract(contract) = documents(root.path()).unwrap() else {
+            panic!("no contract");
+        };
+        assert_eq!(contract.id, "x");
+        for broken in ["", "#apppot/1\napppot.nonsense=1\n", "#apppot/2\n"] {
+            fs::write(&item, broken).unwrap();
+            let error = documents(root.path()).unwrap_err();
+            assert!(error.contains("the firmware's contract"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_disk_with_the_label_is_a_contract_disk() {
+        let label = |label: &'static [u8]| {
+            let parts: [(u64, &[u8]); 2] = [(1024 + 56, b"\x53\xef"), (1024 + 120, label)];
+            documents(volumes::tests::root_with("vdb", &parts).path())
+        };
+        assert_eq!(label(b"apppot"), Ok(Found::Absent));
+        // It is one, and this is no machine to mount it on.
+        let broken = label(b"APPPOTJOB").unwrap_err();
+        assert!(broken.contains("the contract disk"), "{broken}");
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! As PID 1 the agent prepares the root and leaves itself, the contract and a service behind in
 //! `/run`, then becomes the init. The service does the rest once the system is up.
+//!
+//! An image that boots by itself has the agent and the same service installed (`--layout disk`). It asks
+//! for a contract when nobody has left one, also where the image's initramfs is not the agent. Without a
+//! contract it does nothing.
 
 use std::ffi::CString;
 use std::fs;
@@ -14,7 +18,9 @@ use apppot_contract::{document, Contract, Report, Usage};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
-use crate::{accounts, channels, defaults, hostname, job, mounts, network, shutdown, sudo};
+use crate::{
+    accounts, channels, defaults, growth, hostname, job, mounts, network, shutdown, sources, sudo,
+};
 
 /// The agent's own directory, in memory.
 const DIRECTORY: &str = "/run/apppot";
@@ -35,12 +41,13 @@ KillMode=process
 /// Becomes the image's init. `greeted`: hello has been said on the link. Returns only when that
 /// fails.
 pub(crate) fn hand_over(contract: &Contract, greeted: bool) -> Failure {
-    let step = "handing over to the image's own init";
-    match leave_behind(contract, greeted).and_then(|()| become_init()) {
-        Ok(never) => match never {},
-        Err(error) => Failure::new(step, error),
+    match leave_behind(contract, greeted) {
+        Ok(()) => become_init(),
+        Err(error) => Failure::new(HAND_OVER, error),
     }
 }
+
+const HAND_OVER: &str = "handing over to the image's own init";
 
 fn leave_behind(contract: &Contract, greeted: bool) -> io::Result<()> {
     let directory = Path::new(DIRECTORY);
@@ -94,33 +101,47 @@ fn inittab_entry(busybox: bool) -> String {
     }
 }
 
-enum Never {}
+/// Becomes the image's init. Returns only when that fails.
+pub(crate) fn become_init() -> Failure {
+    Failure::new(HAND_OVER, execute_init())
+}
 
-fn become_init() -> io::Result<Never> {
-    let init = [
+fn execute_init() -> io::Error {
+    let found = [
         "/sbin/init",
         "/usr/lib/systemd/systemd",
         "/etc/init",
         "/bin/init",
     ]
     .into_iter()
-    .find(|path| Path::new(path).exists())
-    .ok_or_else(|| io::Error::other("the image has no init (/sbin/init)"))?;
-    let path = CString::new(init)?;
+    .find(|path| Path::new(path).exists());
+    let Some(init) = found else {
+        return io::Error::other("the image has no init (/sbin/init)");
+    };
+    let path = match CString::new(init) {
+        Ok(path) => path,
+        Err(error) => return error.into(),
+    };
     let Err(errno) = nix::unistd::execve(&path, &[&path], &[c"HOME=/", c"TERM=linux"]);
-    Err(io::Error::new(
-        io::Error::from(errno).kind(),
-        format!("{init}: {errno}"),
-    ))
+    io::Error::new(io::Error::from(errno).kind(), format!("{init}: {errno}"))
 }
 
-/// The service: runs the job in the booted system, and powers it off.
+/// The service: runs the job in the booted system, and powers it off. Without a job the system stays.
 pub(crate) fn serve() -> ! {
     let mut link = None;
-    let report = live(&mut link).unwrap_or_else(|failure| Report {
-        outcome: failure.outcome(),
-        usage: Usage::default(),
-    });
+    match growth::root() {
+        Ok(true) => eprintln!("apppot-init: the root filesystem now is as large as its disk"),
+        Ok(false) => {}
+        Err(error) => eprintln!("apppot-init: cannot grow the root filesystem: {error}"),
+    }
+    let report = match live(&mut link) {
+        Ok(None) => std::process::exit(0),
+        Ok(Some(report)) => report,
+        Err(failure) => Report {
+            outcome: failure.outcome(),
+            usage: Usage::default(),
+        },
+    };
     shutdown::detach_shares();
     shutdown::report(link, &report);
     // The init's own way, which ends its services; else the kernel's.
@@ -133,11 +154,45 @@ pub(crate) fn serve() -> ! {
     std::process::exit(0)
 }
 
-fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
+/// The contract that was left behind or, in a system that another initramfs has started, is to be found.
+fn find_contract() -> Result<Option<Contract>, Failure> {
     let path = PathBuf::from(DIRECTORY).join("contract");
-    let text = fs::read(&path).step("reading the contract")?;
-    let mut contract = document::decode(&text).step("reading the contract")?;
-    let _ = fs::remove_file(&path);
+    let step = "reading the contract";
+    if let Ok(text) = fs::read(&path) {
+        let _ = fs::remove_file(&path);
+        return document::decode(&text).step(step).map(Some);
+    }
+    // It was left behind, and another service has had it.
+    if Path::new(DIRECTORY).exists() {
+        return Ok(None);
+    }
+    let root = Path::new("/");
+    let mut found = sources::command_line(root).step(step)?;
+    if found == sources::Found::Absent {
+        found = sources::documents(root).step(step)?;
+    }
+    match found {
+        sources::Found::Absent => Ok(None),
+        sources::Found::Contract(contract) if contract.changes.is_empty() => Ok(Some(*contract)),
+        sources::Found::Contract(_) => Err(Failure::new(
+            "merging the changes",
+            "the image's initramfs is not AppPot's, and now its system is running",
+        )),
+        sources::Found::OnLink(device) => Err(Failure::new(
+            step,
+            format!(
+                "it comes over {}, which is for the initramfs",
+                device.display()
+            ),
+        )),
+    }
+}
+
+/// The report; `None` when there is no contract.
+fn live(link: &mut Option<Link>) -> Result<Option<Report>, Failure> {
+    let Some(mut contract) = find_contract()? else {
+        return Ok(None);
+    };
     let device = contract.link.as_deref();
     let device =
         device.ok_or_else(|| Failure::new("starting the job", "the contract names no link"))?;
@@ -158,7 +213,7 @@ fn live(link: &mut Option<Link>) -> Result<Report, Failure> {
         files.remember()?;
     }
     let report = job::run(&contract, image.as_ref(), &identity, link)?;
-    Ok(job::saved(report, kept, files, link))
+    Ok(Some(job::saved(report, kept, files, link)))
 }
 
 #[cfg(test)]

@@ -235,18 +235,77 @@ impl Filesystem {
         self.tree.begin_layer();
         let size = content.len() as u64;
         let extents = self.store(size, &[(0, size)], &mut Cursor::new(content))?;
+        self.put(path, mode, Kind::File { size, extents })
+    }
+
+    /// Adds a symbolic link of root's, in place of what is there.
+    ///
+    /// # Errors
+    /// The path leads nowhere, or the target is no path.
+    pub fn add_symlink(&mut self, path: &str, target: &str) -> Result<()> {
+        self.tree.begin_layer();
+        let kind = symlink(target.into()).map_err(refused(path))?;
+        self.put(path, 0o777, kind)
+    }
+
+    /// Gives a file that has been added another name.
+    ///
+    /// # Errors
+    /// There is no such file, or the path leads nowhere.
+    pub fn add_link(&mut self, path: &str, target: &str) -> Result<()> {
+        self.tree.begin_layer();
+        let linked = self.tree.link(path.as_bytes(), target.as_bytes());
+        linked.map_err(refused(path))?;
+        self.disk.free(&std::mem::take(&mut self.tree.garbage))
+    }
+
+    fn put(&mut self, path: &str, mode: u16, kind: Kind) -> Result<()> {
         let meta = Meta {
             mode,
             ..Meta::default()
         };
-        let put = self
-            .tree
-            .put(path.as_bytes(), Kind::File { size, extents }, meta);
-        put.map_err(|reason| Error::Member {
-            member: path.to_owned(),
-            reason,
-        })?;
+        let put = self.tree.put(path.as_bytes(), kind, meta);
+        put.map_err(refused(path))?;
         self.disk.free(&std::mem::take(&mut self.tree.garbage))
+    }
+
+    /// What is in a regular file that has been added; `None` when there is none at this path.
+    ///
+    /// # Errors
+    /// It is larger than `most` bytes, its path leads out of the root, or reading fails.
+    pub fn read_file(&mut self, path: &str, most: usize) -> Result<Option<Vec<u8>>> {
+        let node = self.tree.look_up(path.as_bytes()).map_err(refused(path))?;
+        let Some(Kind::File { size, extents }) = node.map(|node| &node.kind) else {
+            return Ok(None);
+        };
+        match usize::try_from(*size) {
+            Ok(size) if size <= most => self.disk.read(extents, size).map(Some),
+            _ => Err(Error::Limit(format!(
+                "'{path}' has {size} bytes, {most} is the most"
+            ))),
+        }
+    }
+
+    /// Whether something has been added at this path.
+    ///
+    /// # Errors
+    /// It leads out of the root.
+    pub fn has(&mut self, path: &str) -> Result<bool> {
+        let node = self.tree.look_up(path.as_bytes()).map_err(refused(path))?;
+        Ok(node.is_some())
+    }
+
+    /// The names in a directory that are text; none when there is no such directory.
+    ///
+    /// # Errors
+    /// Its path leads out of the root.
+    pub fn names(&mut self, directory: &str) -> Result<Vec<String>> {
+        let names = self
+            .tree
+            .names(directory.as_bytes())
+            .map_err(refused(directory))?;
+        let text = |name: Box<[u8]>| String::from_utf8(name.into()).ok();
+        Ok(names.into_iter().filter_map(text).collect())
     }
 
     /// Writes the stretches of data of a file, which `content` gives one after the other.
@@ -307,6 +366,13 @@ impl Filesystem {
             uuid: finished.uuid,
             text_acls: self.text_acls,
         })
+    }
+}
+
+fn refused(path: &str) -> impl Fn(String) -> Error + '_ {
+    move |reason| Error::Member {
+        member: shown(path.as_bytes()),
+        reason,
     }
 }
 

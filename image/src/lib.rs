@@ -18,6 +18,7 @@ pub mod export;
 mod ext4;
 mod facts;
 mod filesystem;
+pub mod layout;
 pub mod oci;
 mod pipe;
 pub mod tar;

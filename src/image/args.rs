@@ -61,12 +61,15 @@ pub(crate) enum ImageCommand {
 
 const IMPORT_HELP: &str = "\
 SOURCE is a directory that holds a root filesystem, a tar archive of one (also
-compressed with gzip, zstd, xz or bzip2), an archive that 'docker save' wrote, an
-OCI layout (a directory or a tar archive), or an image in a registry:
+compressed with gzip, zstd, xz or bzip2), an image of AppPot's, an archive that
+'docker save' wrote, an OCI layout (a directory or a tar archive), or an image in a
+registry:
 
   docker://debian:12  docker://registry.example.org/group/app@sha256:...
 
 The tag of an image among several follows the path: oci:DIR:TAG, docker-archive:FILE:TAG.
+
+With --layout disk SOURCE must hold a kernel (on Debian: linux-image-amd64).
 
 IMAGE is a path, or a name in the store ($XDG_DATA_HOME/apppot/images) if it has no
 slash and does not end in .img, .raw, .squashfs or .erofs.";
@@ -107,12 +110,24 @@ pub(crate) enum Format {
     Squashfs,
 }
 
+/// Layouts of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layout {
+    /// One filesystem, which launchers boot with their own kernel
+    Partition,
+    /// A whole disk with kernel, boot loader and agent: for BIOS, UEFI and clouds, too
+    Disk,
+}
+
 /// Options of the commands that make images.
 #[derive(Debug, Args)]
 pub(crate) struct MakeArgs {
     /// What kind of image to make
     #[arg(long, value_enum, default_value = "ext4")]
     pub(crate) format: Format,
+    /// Whether the image is a partition, or a disk that also boots by itself
+    #[arg(long, value_enum, default_value = "partition")]
+    pub(crate) layout: Layout,
     /// Size of the filesystem (default: a quarter and 128M more than what is in it)
     #[arg(long)]
     pub(crate) size: Option<Size>,

@@ -16,6 +16,7 @@ use super::source::Source;
 use super::{workload, ORIGIN};
 use crate::cli::General;
 use crate::failure::hinted;
+use crate::snap::images::Appliance;
 
 /// Makes an image.
 pub(super) fn import(args: &ImportArgs, general: &General) -> Result<()> {
@@ -45,6 +46,7 @@ fn add(
     let platform = platform(args)?;
     match source {
         Source::Directory(path) => filesystem.add_tree(&Directory::open(&path, false)?)?,
+        Source::Image(path) => filesystem.add_tree(Appliance::open(&path, None)?.tree.as_ref())?,
         Source::Tar(inner) => {
             let reader = Counted {
                 inner,

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use apppot_image::{Filesystem, Limits, Options, Summary};
+use apppot_image::{layout, Filesystem, Limits, Options, Summary};
 use serde_json::json;
 
-use super::args::{Format, MakeArgs};
+use super::args::{Format, Layout, MakeArgs};
 use super::output::Output;
-use super::{squashfs, store};
+use super::{boot, squashfs, store};
 use crate::cli::General;
 use crate::failure::{hinted, say, warn};
 
@@ -31,6 +31,12 @@ impl<'a> New<'a> {
                 ));
             }
             squashfs::check()?;
+        }
+        if args.layout == Layout::Disk {
+            if args.format != Format::Ext4 {
+                return Err(hinted("a disk's root is ext4", "leave out --format"));
+            }
+            boot::check()?;
         }
         let target = store::target(word, args.format)?;
         if store::is_name(word) {
@@ -73,11 +79,20 @@ impl<'a> New<'a> {
             size: self.args.size.map(|size| size.0).or(size),
             label: String::from("apppot"),
             limits,
-            ..Options::default()
+            start: match self.args.layout {
+                Layout::Partition => 0,
+                Layout::Disk => layout::ROOT,
+            },
         };
         let mut filesystem = Filesystem::new(raw.try_clone()?, options)?;
         add(&mut filesystem)?;
+        if self.args.layout == Layout::Disk {
+            boot::prepare(&mut filesystem)?;
+        }
         let summary = filesystem.finish()?;
+        if self.args.layout == Layout::Disk {
+            boot::complete(&raw, &summary)?;
+        }
         if self.args.format == Format::Squashfs {
             squashfs::pack(raw, &self.output)?;
         }

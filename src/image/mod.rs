@@ -1,6 +1,7 @@
 //! `apppot image`: images are made, shown, checked, resized, packed and kept in the store.
 
 mod args;
+mod boot;
 mod build;
 mod import;
 mod info;

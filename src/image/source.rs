@@ -14,6 +14,8 @@ use crate::failure::hinted;
 pub(super) enum Source {
     /// A directory with a root filesystem.
     Directory(PathBuf),
+    /// An image of ours.
+    Image(PathBuf),
     /// A tar archive of one, decompressed.
     Tar(Box<dyn Read + Send>),
     /// Container images in a tar archive, and the tag.
@@ -34,7 +36,7 @@ impl Source {
             if let Some(rest) = text.strip_prefix(prefix) {
                 let (path, tag) = tagged(rest);
                 return match Self::look(&path, tag, room)? {
-                    Source::Directory(_) | Source::Tar(_) => {
+                    Source::Directory(_) | Source::Image(_) | Source::Tar(_) => {
                         anyhow::bail!("'{}' holds no container image", path.display())
                     }
                     found => Ok(found),
@@ -57,6 +59,9 @@ impl Source {
                 true => Source::Layout(Layout::new(path), tag),
                 false => Source::Directory(path.to_owned()),
             });
+        }
+        if apppot_backends::image::Image::open(path).is_ok() {
+            return Ok(Source::Image(path.to_owned()));
         }
         let file = File::open(path).with_context(cannot)?;
         let again = file.try_clone().with_context(cannot)?;

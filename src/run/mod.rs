@@ -17,6 +17,7 @@ use apppot_backends::{Hypervisor, Usable};
 use apppot_contract::{Channel, Stdin, Workload, CHANNELS};
 use apppot_snapshot::transfer::Limits;
 
+pub(crate) use self::specification::AGENT;
 use self::specification::{options, specify};
 use crate::caller::JobDirectory;
 use crate::cli::{Boot, General, MachineArgs};

@@ -22,7 +22,7 @@ use crate::snap;
 use crate::units::Size;
 
 /// The agent, which becomes `/init` of the initramfs.
-const AGENT: &[u8] = include_bytes!(env!("APPPOT_AGENT"));
+pub(crate) const AGENT: &[u8] = include_bytes!(env!("APPPOT_AGENT"));
 
 /// Memory of a machine when nobody says how much.
 const DEFAULT_MEMORY: u64 = 2 << 30;

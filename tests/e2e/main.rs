@@ -8,6 +8,7 @@
 //! | `APPPOT_TEST_KERNEL` | the kernel | the one that `apppot` finds |
 //! | `APPPOT_TEST_IMAGE` | the image that `images/build.sh` builds | tests that need it are skipped |
 //! | `APPPOT_TEST_FORTRAN`, `APPPOT_TEST_PYTHON` | the images of the recipes fortran and python-plot | likewise |
+//! | `APPPOT_TEST_ROOT` | what `images/bootable.sh` builds | likewise |
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
 //! | `APPPOT_TEST_CHANNEL` | the channel for the job's files | `auto` |
 //! | `APPPOT_TEST_VIRTIOFSD` | the virtiofsd with which the channel virtiofs is tested, too | it is not |
@@ -32,6 +33,7 @@ mod files;
 mod images;
 mod import;
 mod jobdir;
+mod layout_disk;
 mod network;
 mod options;
 mod qemu;

@@ -139,6 +139,20 @@ impl Disk {
         Ok(())
     }
 
+    /// Reads a file of `size` bytes back.
+    pub(crate) fn read(&self, extents: &[Extent], size: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; size];
+        for extent in extents {
+            let start = size.min((u64::from(extent.logical) * BLOCK) as usize);
+            let len = (size - start).min((u64::from(extent.len) * BLOCK) as usize);
+            let read = self
+                .file
+                .read_exact_at(&mut bytes[start..start + len], self.offset(extent.physical));
+            read.map_err(Error::io("read the image"))?;
+        }
+        Ok(bytes)
+    }
+
     fn offset(&self, block: u32) -> u64 {
         self.start + u64::from(block) * BLOCK
     }

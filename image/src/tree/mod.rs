@@ -186,6 +186,28 @@ impl Tree {
         Ok(())
     }
 
+    /// The file at `path`, if there is one; a symbolic link stands for itself.
+    ///
+    /// # Errors
+    /// The path leads out of the tree.
+    pub(crate) fn look_up(&mut self, path: &[u8]) -> Result<Option<&Node>, Refusal> {
+        let found = match self.find(path)? {
+            Some((directory, name)) => self.child(directory, name),
+            None => None,
+        };
+        Ok(found.map(|id| self.node(id)))
+    }
+
+    /// The names in the directory at `path`; none when there is none.
+    ///
+    /// # Errors
+    /// The path leads out of the tree.
+    pub(crate) fn names(&mut self, path: &[u8]) -> Result<Vec<Box<[u8]>>, Refusal> {
+        let directory = self.directory(path)?;
+        let children = directory.and_then(|id| self.children(id));
+        Ok(children.map_or_else(Vec::new, |children| children.keys().cloned().collect()))
+    }
+
     /// Hides what the layers below have at `path`, and of a directory all that is below it.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ pub(crate) mod tools;
 
 pub(crate) use self::job::{Input, Job, Run};
 pub(crate) use self::running::{Done, Running};
-pub(crate) use self::site::{debian_image, site, Backend, Site};
+pub(crate) use self::site::{boot_disk, debian_image, site, Backend, Site};
 
 use std::time::{Duration, Instant};
 

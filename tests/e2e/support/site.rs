@@ -1,6 +1,6 @@
 //! Where the tests run: as whom, with which kernel and image, in which directory.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::{chown, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -107,6 +107,38 @@ pub(crate) fn built(variable: &str) -> Option<PathBuf> {
     };
     let name = format!("{}.img", variable.to_lowercase());
     Some(lend(site, Path::new(&path), &name))
+}
+
+/// A disk that boots by itself, which the user can only read.
+pub(crate) fn boot_disk() -> Option<&'static Path> {
+    static DISK: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let site = site()?;
+    let disk = DISK.get_or_init(|| {
+        let Some(root) = std::env::var_os("APPPOT_TEST_ROOT") else {
+            refuse_to_skip(
+                "APPPOT_TEST_ROOT is not set (images/bootable.sh prints a path)",
+            );
+            return None;
+        };
+        let disk = site.stage.join("boot-disk.img");
+        let binary = site.binary.as_os_str();
+        let words = [
+            OsStr::new("image"),
+            OsStr::new("import"),
+            &root,
+            disk.as_os_str(),
+        ];
+        let layout = [OsStr::new("--layout"), OsStr::new("disk")];
+        let mut command = Command::new(binary);
+        let made = processes::output(command.args(words).args(layout));
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        Some(disk)
+    });
+    disk.as_deref()
 }
 
 /// In CI everything must be there.

@@ -1,0 +1,257 @@
+//! Layout disk: one file that launchers boot with their own kernel, and that boots by itself.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use apppot_contract::link::{Decoder, Frame};
+use apppot_contract::{document, Contract, Outcome, Report, Workload};
+
+use crate::support::tools::{copy_sparse, ext4, sha256, tool};
+use crate::support::{boot_disk, processes, Backend, Job};
+
+#[test]
+fn launchers_boot_it_with_their_own_kernel() {
+    let Some(job) = Job::new() else { return };
+    let Some(image) = boot_disk() else { return };
+    let before = sha256(image);
+    let script = "cat /proc/1/comm; id -u; cat; echo made >file; exit 37";
+    let run = || job.sh(script).image(image).bytes("to stdin\n");
+    let uid = job.site.user.uid;
+    let done = run().go().exits(37);
+    done.prints(&format!("init\n{uid}\nto stdin\n"));
+    assert_eq!(job.read("file"), "made\n");
+    if job.site.backend == Backend::Uml {
+        let system = ["--boot", "system"];
+        let done = run().with(&system).limit(120).go().exits(37);
+        done.prints(&format!("systemd\n{uid}\nto stdin\n"));
+    }
+    assert_eq!(sha256(image), before);
+}
+
+#[test]
+fn its_filesystem_and_its_table_are_sound() {
+    let Some(job) = Job::new() else { return };
+    let Some(image) = boot_disk() else { return };
+    let name = image.to_str().unwrap();
+    job.apppot(&["image", "verify", name]).go().exits(0);
+    assert!(tool("sfdisk", &["--verify", name]).contains("No errors detected"));
+    let done = job.apppot(&["image", "info", name]).go().exits(0);
+    assert!(done.text().contains("disk"), "{}", done.text());
+}
+
+/// Also that an image is a source of images.
+#[test]
+fn a_source_without_a_kernel_is_refused() {
+    let Some(job) = Job::new() else { return };
+    let partition = ext4(&job, "partition");
+    let words = ["image", "import", partition.to_str().unwrap(), "disk.img"];
+    let disk = ["--layout", "disk"];
+    let done = job.apppot(&[&words[..], &disk].concat()).go().exits(125);
+    done.says(&["no kernel", "hint: ", "linux-image-amd64"]);
+    assert!(!job.has("disk.img"));
+    let squashfs = [&words[..], &disk, &["--format", "squashfs"]].concat();
+    job.apppot(&squashfs)
+        .go()
+        .exits(125)
+        .says(&["ext4", "hint: "]);
+    job.apppot(&words).go().exits(0);
+    let done = job
+        .run(&["cat", "/etc/name"])
+        .image(&job.path().join("disk.img"));
+    done.go().exits(0).prints("partition");
+}
+
+/// A machine that nobody has told of AppPot, as QEMU starts it by itself.
+struct Machine {
+    process: Child,
+    console: PathBuf,
+}
+
+impl Machine {
+    /// With this disk and further arguments.
+    fn start(job: &Job, disk: &Path, args: &[&str]) -> Self {
+        let console = job.beside("console");
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "512M"])
+            .args(["-device", "virtio-rng-pci", "-serial"])
+            .arg(format!("file:{}", console.display()))
+            .args([
+                "-device",
+                "nvme,serial=root,drive=root,bootindex=0",
+                "-drive",
+            ])
+            .arg(format!(
+                "if=none,id=root,format=raw,file={}",
+                disk.display()
+            ))
+            .args(args)
+            .stdin(Stdio::null());
+        let process = processes::spawn(&mut command).unwrap();
+        Machine { process, console }
+    }
+
+    fn says(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for something: systems boot slowly without hardware virtualisation.
+    fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let end = Instant::now() + Duration::from_secs(240);
+        while !condition(self) {
+            let ended = self.process.try_wait().unwrap();
+            assert!(
+                ended.is_none(),
+                "{what}: the machine has ended: {}",
+                self.says()
+            );
+            assert!(Instant::now() < end, "not in time: {what}: {}", self.says());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Sectors of the root partition.
+fn root_sectors(disk: &Path) -> u64 {
+    let mut size = [0; 16];
+    let file = File::open(disk).unwrap();
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut size, 1024 + 32).unwrap();
+    let number = |at: usize| u64::from_le_bytes(size[at..at + 8].try_into().unwrap());
+    number(8) + 1 - number(0)
+}
+
+#[test]
+fn without_a_contract_it_is_an_ordinary_system_that_grows() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    let Some(image) = boot_disk() else { return };
+    let disk = job.beside("disk.img");
+    copy_sparse(image, &disk);
+    let file = File::options().write(true).open(&disk).unwrap();
+    file.set_len(file.metadata().unwrap().len() + (256 << 20))
+        .unwrap();
+    let before = root_sectors(&disk);
+    // As clouds have it: a disk by NVMe, and nothing else.
+    let mut machine = Machine::start(&job, &disk, &[]);
+    machine.until("a login prompt", |machine| {
+        machine.says().contains("login:")
+    });
+    machine.until("a larger root", |_| root_sectors(&disk) > before);
+    // The filesystem grows right after the table, and the journal keeps it sound.
+    std::thread::sleep(Duration::from_secs(2));
+    drop(machine);
+    // And what the image was rounded up by.
+    let more = (root_sectors(&disk) - before) * 512;
+    assert!((256 << 20..258 << 20).contains(&more), "{more}");
+    let name = disk.to_str().unwrap();
+    assert!(tool("sfdisk", &["--verify", name]).contains("No errors detected"));
+    job.give(&disk);
+    let script = "stat -f -c '%b %s' /";
+    let done = job
+        .sh(script)
+        .image(&disk)
+        .with(&["--write", "--root"])
+        .go()
+        .exits(0);
+    let (blocks, size) = done.text().trim().split_once(' ').map_or_else(
+        || panic!("{}", done.text()),
+        |(blocks, size)| (blocks.parse::<u64>().unwrap(), size.parse::<u64>().unwrap()),
+    );
+    assert!(
+        blocks * size > (before * 512) + (128 << 20),
+        "{blocks} of {size}"
+    );
+}
+
+/// What the agent sends until the report.
+fn listen(mut link: UnixStream, machine: &Machine) -> (String, Report) {
+    let (mut decoder, mut bytes) = (Decoder::default(), vec![0; 1 << 16]);
+    let mut stdout = Vec::new();
+    link.set_read_timeout(Some(Duration::from_secs(240)))
+        .unwrap();
+    loop {
+        let len = link.read(&mut bytes).unwrap();
+        assert!(len > 0, "the link ended early: {}", machine.says());
+        decoder.feed(&bytes[..len]);
+        while let Some(frame) = decoder.next().unwrap() {
+            match frame {
+                Frame::Stdout(text) => stdout.extend_from_slice(text),
+                Frame::Report(text) => {
+                    let stdout = String::from_utf8_lossy(&stdout).into_owned();
+                    return (stdout, Report::decode(text).unwrap());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn a_contract_disk_is_found_by_its_label() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    let Some(image) = boot_disk() else { return };
+    let contract = Contract {
+        link: Some(PathBuf::from("/dev/vport0p1")),
+        jobdir: PathBuf::from("/tmp"),
+        workload: Workload::Command(["sh", "-c", "echo here; exit 5"].map(Into::into).into()),
+        ..Contract::default()
+    };
+    let contract = job.put("contract", document::encode(&contract));
+    let carrier = job.beside("carrier.img");
+    let name = carrier.to_str().unwrap();
+    tool(
+        "mformat",
+        &["-i", name, "-C", "-T", "2880", "-v", "APPPOTJOB", "::"],
+    );
+    tool(
+        "mcopy",
+        &["-i", name, contract.to_str().unwrap(), "::/contract"],
+    );
+    let socket = job.beside("link");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let chardev = format!("socket,id=link,path={}", socket.display());
+    let drive = format!("if=virtio,format=raw,file={name}");
+    let ports = "virtserialport,nr=1,chardev=link";
+    let disk = job.beside("disk.img");
+    copy_sparse(image, &disk);
+    let machine = Machine::start(
+        &job,
+        &disk,
+        &[
+            "-drive",
+            &drive,
+            "-chardev",
+            &chardev,
+            "-device",
+            "virtio-serial-pci,max_ports=2",
+            "-device",
+            ports,
+        ],
+    );
+    let (stdout, report) = listen(listener.accept().unwrap().0, &machine);
+    assert_eq!(stdout, "here\n");
+    assert_eq!(report.outcome, Outcome::Exited { status: 5 });
+}
