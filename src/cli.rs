@@ -171,6 +171,17 @@ pub(crate) enum Boot {
     System,
 }
 
+/// What starts the guest's kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Firmware {
+    /// The hypervisor: a kernel of AppPot's
+    None,
+    /// A BIOS, which starts the image's own boot loader
+    Bios,
+    /// UEFI firmware, which starts the image's own boot loader
+    Uefi,
+}
+
 impl From<Boot> for apppot_contract::Boot {
     fn from(boot: Boot) -> Self {
         match boot {
@@ -223,6 +234,9 @@ pub(crate) struct MachineArgs {
     /// Who is PID 1 in the guest
     #[arg(long, value_enum, default_value = "direct", help_heading = "Machine")]
     pub(crate) boot: Boot,
+    /// Start the image's own boot loader by a BIOS or by UEFI firmware, or boot a kernel of AppPot's (default: bios for --boot system with an image of layout disk where the hypervisor has one, else none)
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub(crate) firmware: Option<Firmware>,
     /// Confine the machine's process to its own files: required, auto or off
     #[arg(long, value_name = "MODE", value_parser = <Containment as Word>::read, help_heading = "Machine")]
     pub(crate) containment: Option<Containment>,

@@ -7,7 +7,7 @@ use apppot_contract::cmdline::Carrier;
 use apppot_contract::Channel;
 
 use crate::image::ImageKind;
-use crate::spec::{MachineSpec, Network, Writes};
+use crate::spec::{Firmware, MachineSpec, Network, Writes};
 use crate::{Error, Result};
 
 /// What a backend can do; plain data.
@@ -31,6 +31,8 @@ pub struct Capabilities {
     pub shares: usize,
     /// The most further disks.
     pub disks: usize,
+    /// Whether it has firmware, which starts an image's own boot loader.
+    pub firmware: bool,
     /// Whether it has user networking.
     pub user_network: bool,
     /// The most vCPUs.
@@ -48,6 +50,7 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
     if !can.images.contains(&kind) {
         return missing(format!("boot {kind} images"));
     }
+    check_firmware(backend, can, spec)?;
     if matches!(spec.writes, Writes::Overlay(_)) && !can.overlay_files.contains(&kind) {
         return missing(format!("keep the writes to {kind} in an overlay file"));
     }
@@ -81,6 +84,27 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
     }
     if spec.cpus > can.cpus {
         return missing(format!("have {} vCPUs ({} at most)", spec.cpus, can.cpus));
+    }
+    Ok(())
+}
+
+/// Checks that the image can start itself, if it is to.
+fn check_firmware(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> Result<()> {
+    let missing = |what: &str| {
+        let what = what.to_owned();
+        Err(Error::Incapable { backend, what })
+    };
+    if spec.firmware == Firmware::None {
+        return Ok(());
+    }
+    if !can.firmware {
+        return missing("start an image's own boot loader (--firmware)");
+    }
+    if spec.image.kind != ImageKind::Disk {
+        return missing("start the boot loader of an image that is no whole disk (--firmware)");
+    }
+    if spec.kernel.is_some() || !spec.extra.is_empty() {
+        return missing("choose the kernel or its arguments where the image's own boot loader does (--firmware with --kernel or --extra)");
     }
     Ok(())
 }

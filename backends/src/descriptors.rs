@@ -161,7 +161,7 @@ impl Need {
         }
     }
 
-    fn given(number: RawFd, path: &Path, writes: bool) -> Self {
+    pub(crate) fn given(number: RawFd, path: &Path, writes: bool) -> Self {
         Need {
             descriptor: Some(number),
             path: path.to_owned(),

@@ -23,6 +23,8 @@ pub struct Image {
     pub partition: Option<u32>,
     /// Where the root filesystem begins, bytes.
     pub start: u64,
+    /// Whether it was made to boot by itself, with the agent as a service (layout disk).
+    pub boots_itself: bool,
     /// The file that was looked at, and its state then; `None` for a directory.
     pub stamp: Option<Stamp>,
 }
@@ -77,13 +79,10 @@ impl Image {
         }
         let found = look(&file).map_err(Error::file("read image", path))?;
         found
-            .map(|(kind, filesystem, partition, start)| Image {
+            .map(|found| Image {
                 path: path.to_owned(),
-                kind,
-                filesystem: Some(filesystem),
-                partition,
-                start,
                 stamp: Some(stamp),
+                ..found
             })
             .map_err(|reason| no_image(&reason))
     }
@@ -102,6 +101,7 @@ impl Image {
             filesystem: None,
             partition: None,
             start: 0,
+            boots_itself: false,
             stamp: None,
         })
     }
@@ -116,7 +116,20 @@ impl Image {
     }
 }
 
-type Found = std::result::Result<(ImageKind, &'static str, Option<u32>, u64), String>;
+/// What was found, yet without path and stamp.
+type Found = std::result::Result<Image, String>;
+
+fn found(kind: ImageKind, filesystem: &'static str) -> Image {
+    Image {
+        path: PathBuf::new(),
+        kind,
+        filesystem: Some(filesystem),
+        partition: None,
+        start: 0,
+        boots_itself: false,
+        stamp: None,
+    }
+}
 
 fn look(file: &File) -> io::Result<Found> {
     if let Some(name) = filesystem_at(file, 0)? {
@@ -124,7 +137,7 @@ fn look(file: &File) -> io::Result<Found> {
             "squashfs" | "erofs" => ImageKind::ReadOnly,
             _ => ImageKind::Partition,
         };
-        return Ok(Ok((kind, name, None, 0)));
+        return Ok(Ok(found(kind, name)));
     }
     let table = partition::read(file)?;
     let Some(table) = table else {
@@ -141,13 +154,21 @@ fn look(file: &File) -> io::Result<Found> {
     // The table's own word first, then the active partition, then the largest.
     roots.sort_by_key(|(entry, _)| (entry.is_root, entry.active, entry.len));
     Ok(match roots.last() {
-        Some((entry, name)) => Ok((ImageKind::Disk, *name, Some(entry.number), entry.start)),
+        Some((entry, name)) => Ok(Image {
+            partition: Some(entry.number),
+            start: entry.start,
+            boots_itself: entry.name == BOOTS_ITSELF,
+            ..found(ImageKind::Disk, name)
+        }),
         None => Err(format!(
             "none of its {} partitions holds a Linux filesystem that is known",
             table.len()
         )),
     })
 }
+
+/// The name of the root partition of such an image (`apppot_image::layout::ROOT_NAME`).
+const BOOTS_ITSELF: &str = "apppot-root";
 
 /// Offset, bytes and name of each filesystem's magic number.
 const MAGIC: &[(u64, &[u8], &str)] = &[

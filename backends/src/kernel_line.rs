@@ -9,7 +9,7 @@ use crate::spec::MachineSpec;
 use crate::{Capabilities, Result};
 
 /// A command line, and what did not fit.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct KernelLine {
     /// Its words.
     pub(crate) words: Vec<OsString>,

@@ -64,6 +64,28 @@ impl Format {
         Ok(file)
     }
 
+    /// One without a name for the image at `image`: what is written vanishes with it.
+    ///
+    /// # Errors
+    /// There is no room in the directory for temporary files.
+    pub(crate) fn vanishing(&self, image: &Path) -> Result<File> {
+        let image = std::fs::canonicalize(image).map_err(Error::file("open image", image))?;
+        let metadata = std::fs::metadata(&image).map_err(Error::file("open image", &image))?;
+        let directory = std::env::temp_dir();
+        let (start, len) =
+            (self.empty)(&Below::of(&image, &metadata)).map_err(|reason| refuse(&image, reason))?;
+        let make = || -> std::io::Result<File> {
+            let file = tempfile::tempfile_in(&directory)?;
+            file.write_all_at(&start, 0)?;
+            file.set_len(len)?;
+            Ok(file)
+        };
+        make().map_err(Error::file(
+            "make a file for what the guest writes in",
+            &directory,
+        ))
+    }
+
     /// Checks what [`Format::open`] would, without making or opening anything for writing.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ pub(crate) struct Entry {
     pub(crate) active: bool,
     /// Whether the table says that it is the root filesystem (Discoverable Partitions, x86-64).
     pub(crate) is_root: bool,
+    /// The name that the table gives it; MBR has none.
+    pub(crate) name: String,
 }
 
 /// `4f68bce3-e8cd-4db1-96e7-fbcaf984b709` as GPT stores it.
@@ -79,7 +81,19 @@ fn gpt_entry(number: u32, bytes: &[u8; 128]) -> Option<Entry> {
         len: (last - first).checked_add(1)?.checked_mul(SECTOR)?,
         active: le64(bytes, 48) & 4 != 0,
         is_root: bytes[..16] == ROOT_X86_64,
+        name: name(&bytes[56..]),
     })
+}
+
+/// A name, up to its first NUL.
+fn name(bytes: &[u8]) -> String {
+    let units = bytes
+        .chunks_exact(2)
+        .map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+    let units = units.take_while(|unit| *unit != 0);
+    char::decode_utf16(units)
+        .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
 }
 
 fn mbr(sector: &[u8]) -> Vec<Entry> {
@@ -93,6 +107,7 @@ fn mbr(sector: &[u8]) -> Vec<Entry> {
                 len: u64::from(len) * SECTOR,
                 active: entry[0] == 0x80,
                 is_root: false,
+                name: String::new(),
             })
         })
         .collect()
@@ -154,7 +169,8 @@ mod tests {
                 start: 64 * 512,
                 len: 64 * 512,
                 active: false,
-                is_root: true
+                is_root: true,
+                name: String::new(),
             }]
         );
     }

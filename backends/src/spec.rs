@@ -22,6 +22,8 @@ pub struct MachineSpec {
     pub writes: Writes,
     /// The guest kernel, when the user has chosen one.
     pub kernel: Option<PathBuf>,
+    /// What starts the guest.
+    pub firmware: Firmware,
     /// The agent's executable, which becomes `/init` of the initramfs.
     pub agent: Cow<'static, [u8]>,
     /// Guest memory, bytes.
@@ -62,6 +64,17 @@ impl MachineSpec {
         let files = self.contract.files.as_ref();
         files.is_some_and(|files| files.channel == Channel::Link)
     }
+}
+
+/// What starts the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// The backend itself, with a kernel of the launcher's and the agent in its initramfs.
+    None,
+    /// A BIOS, which starts the image's own boot loader.
+    Bios,
+    /// UEFI firmware, which starts the image's own boot loader.
+    Uefi,
 }
 
 /// What becomes of writes to the appliance.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use apppot_backends::spec::{MachineSpec, Network, Writes};
+use apppot_backends::spec::{Firmware, MachineSpec, Network, Writes};
 use apppot_backends::{Hypervisor, Usable};
 use apppot_contract::{Channel, Stdin, Workload, CHANNELS};
 use apppot_snapshot::transfer::Limits;
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     let jobdir = JobDirectory::find(args.workdir.as_deref())?;
     let config = Config::load(options(args), &jobdir.real)?;
     let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
-    let mut spec = specify(args, &config, &jobdir, workload, started)?;
+    let mut spec = specify(args, &config, &jobdir, workload, backend.as_ref(), started)?;
     let wishes = wishes(args, &config, general)?;
     let can = backend.capabilities();
     let starts = !args.dry_run;
@@ -88,12 +88,12 @@ pub(crate) fn inside(image: &Path, what: Inside, general: &General) -> Result<u8
     config.time_limit.value = None;
     config.env.value.clear();
     let workload = Workload::Command(what.command);
-    let mut spec = specify(&args, &config, &jobdir, workload, started)?;
+    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
+    let mut spec = specify(&args, &config, &jobdir, workload, backend.as_ref(), started)?;
     spec.shares.clear();
     spec.contract.jobdir = PathBuf::from("/");
     spec.contract.tmpdir = None;
     spec.contract.hostname = None;
-    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
     let terms = Terms {
         transcript: what.transcript,
         ..terms(&args, &config, &spec, general, started)
@@ -181,6 +181,11 @@ fn terms(
         terminal: spec.contract.terminal.is_some(),
         deadline: config.time_limit.value.map(|limit| started + limit.0),
         grace: config.grace.value.0,
+        // A whole system boots slowly where its instructions are translated.
+        boot_patience: match (args.boot, spec.firmware) {
+            (Boot::Direct, Firmware::None) => Duration::from_secs(120),
+            _ => Duration::from_secs(600),
+        },
         last_words: match args.boot {
             // Results are looked for before the first of them is sent.
             Boot::Direct if spec.contract.files.is_some() => Duration::from_secs(20),

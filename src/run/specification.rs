@@ -7,13 +7,14 @@ use std::time::{Instant, SystemTime};
 use anyhow::Result;
 use apppot_backends::image::Image;
 use apppot_backends::limits;
-use apppot_backends::spec::{MachineSpec, Writes};
+use apppot_backends::spec::{Firmware, MachineSpec, Writes};
+use apppot_backends::Hypervisor;
 use apppot_contract::{Contract, Workload};
 
 use super::shares::shares;
 use super::streams::streams;
 use crate::caller::{self, JobDirectory};
-use crate::cli::{Boot, MachineArgs};
+use crate::cli::{self, Boot, MachineArgs};
 use crate::config::{Config, Origin, Values};
 use crate::failure::hinted;
 use crate::image::store;
@@ -51,6 +52,7 @@ pub(super) fn specify(
     config: &Config,
     jobdir: &JobDirectory,
     workload: Workload,
+    backend: &dyn Hypervisor,
     started: Instant,
 ) -> Result<MachineSpec> {
     let demand = Demand::of(config);
@@ -68,6 +70,7 @@ pub(super) fn specify(
         &writes,
         demand.as_ref(),
     )?;
+    let firmware = firmware(args, backend, &image);
     let is_host = image.path == Path::new("/");
     if is_host {
         refuse_for_the_host(args)?;
@@ -78,7 +81,12 @@ pub(super) fn specify(
         image,
         writes,
         changes,
-        kernel: config.kernel.value.clone(),
+        kernel: match firmware {
+            Firmware::None => config.kernel.value.clone(),
+            // A configured one is for the machines that boot one.
+            Firmware::Bios | Firmware::Uefi => args.kernel.clone(),
+        },
+        firmware,
         agent: Cow::Borrowed(AGENT),
         memory: memory(config),
         cpus: config.cpus.value.0,
@@ -148,6 +156,23 @@ fn contract(
         boot: args.boot.into(),
         ..Contract::default()
     })
+}
+
+/// What starts the machine: as asked for, or its own firmware when the image's own init is to run, the image
+/// was made to boot by itself, and the backend can.
+fn firmware(args: &MachineArgs, backend: &dyn Hypervisor, image: &Image) -> Firmware {
+    match args.firmware {
+        Some(cli::Firmware::None) => Firmware::None,
+        Some(cli::Firmware::Bios) => Firmware::Bios,
+        Some(cli::Firmware::Uefi) => Firmware::Uefi,
+        None => {
+            let boots = args.boot == Boot::System && image.boots_itself && args.kernel.is_none();
+            match boots && backend.capabilities().firmware {
+                true => Firmware::Bios,
+                false => Firmware::None,
+            }
+        }
+    }
 }
 
 /// The host's own root is an appliance that nothing can be broken in.

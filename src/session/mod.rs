@@ -49,6 +49,8 @@ pub(crate) struct Terms {
     pub(crate) grace: Duration,
     /// What the guest gets beyond deadline and grace to report, and then to power off.
     pub(crate) last_words: Duration,
+    /// A machine whose agent has not come up in this time will not.
+    pub(crate) boot_patience: Duration,
     /// Whether the machine has a disk to leave in order after its report.
     pub(crate) leaves_disk: bool,
     /// The job's files, when they travel.
@@ -61,8 +63,6 @@ pub(crate) struct Terms {
     pub(crate) transcript: Option<File>,
 }
 
-/// A kernel that has not brought up the agent in this time will not.
-const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 /// Results that have not moved for so long will not, when the job was to have ended.
 const RESULTS_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -130,7 +130,7 @@ impl<'a> Session<'a> {
         let sender = Sender::new(link.stream.try_clone()?, link.capacity);
         let kill_at = match terms.deadline {
             Some(deadline) => deadline + terms.grace + terms.last_words,
-            None => started + BOOT_PATIENCE,
+            None => started + terms.boot_patience,
         };
         let files = terms.files.clone().map(Files::new).transpose()?;
         let (stdout, stderr) = (io::stdout(), io::stderr());
@@ -433,7 +433,7 @@ impl<'a> Session<'a> {
             (Some(report), _) => Ending::Reported(report),
             (None, Some(signal)) => Ending::Stopped(signal),
             (None, None) if past_deadline => Ending::TimedOut,
-            (None, None) => Ending::Lost(Lost::no_hello(BOOT_PATIENCE)),
+            (None, None) => Ending::Lost(Lost::no_hello(self.terms.boot_patience)),
         }))
     }
 

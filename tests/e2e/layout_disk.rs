@@ -85,7 +85,7 @@ impl Machine {
                 "-no-reboot",
             ])
             .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "512M"])
-            .args(["-device", "virtio-rng-pci", "-serial"])
+            .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .args([
                 "-device",
@@ -108,7 +108,7 @@ impl Machine {
 
     /// Waits for something: systems boot slowly without hardware virtualisation.
     fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
-        let end = Instant::now() + Duration::from_secs(240);
+        let end = Instant::now() + Duration::from_secs(420);
         while !condition(self) {
             let ended = self.process.try_wait().unwrap();
             assert!(
@@ -187,7 +187,7 @@ fn without_a_contract_it_is_an_ordinary_system_that_grows() {
 fn listen(mut link: UnixStream, machine: &Machine) -> (String, Report) {
     let (mut decoder, mut bytes) = (Decoder::default(), vec![0; 1 << 16]);
     let mut stdout = Vec::new();
-    link.set_read_timeout(Some(Duration::from_secs(240)))
+    link.set_read_timeout(Some(Duration::from_secs(420)))
         .unwrap();
     loop {
         let len = link.read(&mut bytes).unwrap();
@@ -237,21 +237,68 @@ fn a_contract_disk_is_found_by_its_label() {
     let ports = "virtserialport,nr=1,chardev=link";
     let disk = job.beside("disk.img");
     copy_sparse(image, &disk);
-    let machine = Machine::start(
-        &job,
-        &disk,
-        &[
-            "-drive",
-            &drive,
-            "-chardev",
-            &chardev,
-            "-device",
-            "virtio-serial-pci,max_ports=2",
-            "-device",
-            ports,
-        ],
-    );
+    // The first device of virtio: its number is in the port's name.
+    let link = [
+        "-device",
+        "virtio-serial-pci,max_ports=2",
+        "-chardev",
+        &chardev,
+        "-device",
+        ports,
+    ];
+    let machine = Machine::start(&job, &disk, &[&link[..], &["-drive", &drive]].concat());
     let (stdout, report) = listen(listener.accept().unwrap().0, &machine);
     assert_eq!(stdout, "here\n");
     assert_eq!(report.outcome, Outcome::Exited { status: 5 });
+}
+
+/// What the image's own loader has started, and the job's way there and back.
+fn boots_itself(options: &[&str], script: &str, prints: &str) {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    let Some(image) = boot_disk() else { return };
+    let before = sha256(image);
+    // More than any command line holds.
+    let long = "x".repeat(20_000);
+    let script = format!("{script}; id -u; cat; echo $LONG | wc -c; echo made >file; echo lost >/tmp/x; echo err >&2; exit 37");
+    let long = format!("LONG={long}");
+    let run = job.sh(&script).image(image).without_env("APPPOT_KERNEL");
+    let run = run.with(options).with(&["--env", &long]);
+    let done = run.bytes("to stdin\n").limit(420).go().exits(37);
+    let uid = job.site.user.uid;
+    let done = done.prints(&format!("{prints}\n{uid}\nto stdin\n20001\n"));
+    assert!(done.stderr.ends_with("err\n"), "{}", done.stderr);
+    assert_eq!(job.read("file"), "made\n");
+    assert_eq!(sha256(image), before);
+}
+
+#[test]
+fn a_bios_boots_it_and_the_job_is_a_service() {
+    let script = "cat /proc/1/comm; test -e /boot/vmlinuz-$(uname -r) && echo own";
+    boots_itself(&["--boot", "system"], script, "systemd\nown");
+}
+
+#[test]
+fn uefi_firmware_boots_it() {
+    let script = "cat /proc/1/comm; ls -d /sys/firmware/efi";
+    let options = ["--firmware", "uefi", "--channel", "link"];
+    boots_itself(&options, script, "init\n/sys/firmware/efi");
+}
+
+#[test]
+fn what_no_firmware_can_boot_is_refused() {
+    let Some(job) = Job::new() else { return };
+    let Some(image) = boot_disk() else { return };
+    let run = || job.sh("touch ran").with(&["--firmware", "bios"]);
+    let refused = |run: crate::support::Run, names: &[&str]| run.go().exits(125).says(names);
+    let uml = run().image(image).with(&["--backend", "uml"]);
+    refused(uml, &["uml", "boot loader"]);
+    let qemu = || run().with(&["--backend", "qemu"]);
+    refused(qemu().image(&ext4(&job, "partition")), &["no whole disk"]);
+    let kernel = job.put("kernel", "");
+    let chosen = ["--kernel", kernel.to_str().unwrap()];
+    refused(qemu().image(image).with(&chosen), &["--kernel"]);
+    assert!(!job.has("ran"));
 }

@@ -13,7 +13,7 @@ pub(super) const COMMAND_LINE_SIZE: usize = 2048;
 
 /// Descriptors that only QEMU has.
 pub(super) mod descriptor {
-    use crate::descriptors::number::OWN;
+    use crate::descriptors::number::{self, OWN};
     use std::os::fd::RawFd;
 
     /// The monitor's socket.
@@ -22,6 +22,10 @@ pub(super) mod descriptor {
     pub(in super::super) const RING: RawFd = OWN + 1;
     /// The ring for the job's files.
     pub(in super::super) const FILES_RING: RawFd = OWN + 2;
+    /// The firmware's variables.
+    pub(in super::super) const VARIABLES: RawFd = OWN + 3;
+    /// The contract for fw_cfg: where there is firmware there is no initramfs of ours.
+    pub(in super::super) const CONTRACT: RawFd = number::INITRAMFS;
 }
 
 /// What the guest calls these.
@@ -49,7 +53,7 @@ pub(super) fn share_tag(index: usize) -> String {
 /// A switch and its value.
 type Switch = [OsString; 2];
 
-fn switch(name: &str, value: impl Into<OsString>) -> Switch {
+pub(super) fn switch(name: &str, value: impl Into<OsString>) -> Switch {
     [name.into(), value.into()]
 }
 
@@ -185,18 +189,20 @@ impl Bus {
     }
 
     /// The image as the first disk, perhaps below a copy-on-write file. The launcher has locked the
-    /// files, so QEMU need not.
-    pub(super) fn root(&mut self, writable: bool, overlay: bool) -> Vec<OsString> {
+    /// files, so QEMU need not. It `starts` the machine where firmware looks for a boot loader.
+    pub(super) fn root(&mut self, writable: bool, overlay: bool, starts: bool) -> Vec<OsString> {
+        let place = if starts { ",bootindex=0" } else { "" };
+        let named = |node: &str| format!("{node}{place}");
         let image = file("image", number::ROOT, writable);
         if !overlay {
-            return [image, self.disk("image")].concat();
+            return [image, self.disk(&named("image"))].concat();
         }
         let file = file("overlay-file", number::OVERLAY, true);
         let overlay = switch(
             "-blockdev",
             "driver=qcow2,node-name=overlay,file=overlay-file,backing=image",
         );
-        [image, file, overlay, self.disk("overlay")].concat()
+        [image, file, overlay, self.disk(&named("overlay"))].concat()
     }
 
     /// A changes archive as a further disk, which the guest only reads.
@@ -269,7 +275,7 @@ impl Bus {
 }
 
 /// `-blockdev`: a file by its descriptor.
-fn file(node: &str, descriptor: i32, writable: bool) -> Switch {
+pub(super) fn file(node: &str, descriptor: i32, writable: bool) -> Switch {
     let path = descriptor_path(descriptor);
     let read_only = if writable { "off" } else { "on" };
     switch(

@@ -40,6 +40,10 @@ impl QemuMachine {
         let at_end =
             process::at_end(|| {}).map_err(Error::system("start the watch over the machine"))?;
         let mut given = Descriptors::open(&plan.given, &QCOW2)?;
+        plan.start.give(&mut given, plan.contract.as_deref())?;
+        if let Some(image) = &plan.vanishing {
+            given.add(number::OVERLAY, QCOW2.vanishing(image)?);
+        }
         let link = pair(&mut given, number::LINK).map_err(Error::system("make the link"))?;
         let monitor =
             pair(&mut given, descriptor::MONITOR).map_err(Error::system("make the monitor"))?;
@@ -72,8 +76,11 @@ impl QemuMachine {
             Monitor::start(monitor, duplicate(process.ended())?).map_err(Error::system(failed))?;
         let facts = Facts {
             backend: "qemu",
-            kernel: plan.kernel.path.display().to_string(),
-            release: plan.kernel.release.clone(),
+            kernel: plan.start.to_string(),
+            release: plan
+                .start
+                .kernel()
+                .map_or_else(String::new, |kernel| kernel.release.clone()),
             accelerator: Some(plan.accelerator.to_string()),
             containment: match process.confinement() {
                 Some(_) => containment::landlock(),

@@ -8,6 +8,7 @@
 //! and boot loader are not used. Directories are shared by 9P.
 
 mod arguments;
+mod firmware;
 pub mod kernel;
 pub mod kvm;
 mod machine;
@@ -59,6 +60,7 @@ impl Hypervisor for Qemu {
             changes: MAX_CHANGES,
             shares: MAX_SHARES,
             disks: MAX_DISKS,
+            firmware: true,
             user_network: true,
             // Beyond 255 the machine needs an interrupt remapper.
             cpus: 255,

@@ -4,12 +4,12 @@
 
 use std::ffi::OsString;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use apppot_contract::Channel;
 
 use super::arguments::{self, descriptor, device, Bus};
-use super::kernel::Kernel;
+use super::firmware::{self, Start};
 use super::kvm::{self, Accelerator};
 use super::overlay::QCOW2;
 use super::program::Program;
@@ -34,8 +34,13 @@ pub(super) struct Plan {
     pub(super) program: Program,
     /// What executes the guest.
     pub(super) accelerator: Accelerator,
-    /// The guest's kernel.
-    pub(super) kernel: Kernel,
+    /// What starts the guest.
+    pub(super) start: Start,
+    /// The contract's document for fw_cfg, where firmware starts the guest.
+    pub(super) contract: Option<String>,
+    /// The image below a copy-on-write file without a name, where firmware starts a guest whose writes are
+    /// to vanish: what mounts the root may be the image's own.
+    pub(super) vanishing: Option<PathBuf>,
     /// QEMU's arguments.
     pub(super) args: Vec<OsString>,
     /// The files that it is given.
@@ -67,12 +72,12 @@ impl Plan {
             QCOW2.examine(path, &spec.image.path)?;
         }
         let program = Program::find()?;
-        let kernel = Kernel::find(spec.kernel.as_deref(), &drivers(spec))?;
+        let start = Start::find(spec, &drivers(spec))?;
         let virtiofs = match live(spec) {
             Channel::Virtiofs => Some(Virtiofsd::for_shares(&spec.shares)?),
             _ => None,
         };
-        Self::with(backend, spec, program, kernel, kvm::accelerator(), virtiofs)
+        Self::with(backend, spec, program, start, kvm::accelerator(), virtiofs)
     }
 
     /// The plan for what has been found on the host.
@@ -80,22 +85,39 @@ impl Plan {
         backend: &Qemu,
         spec: &MachineSpec,
         program: Program,
-        kernel: Kernel,
+        start: Start,
         accelerator: Accelerator,
         virtiofs: Option<Virtiofsd>,
     ) -> Result<Self> {
         let can = backend.capabilities();
-        let modules = modules::read(&kernel.modules(&drivers(spec))?)?;
-        let contract = names(spec).complete(spec);
-        let line = KernelLine::make(kernel_words(spec), spec, &contract, &can, 1)?;
+        let mut contract = names(spec).complete(spec);
+        let (modules, line, contract) = match start.kernel() {
+            Some(kernel) => {
+                let modules = modules::read(&kernel.modules(&drivers(spec))?)?;
+                let line = KernelLine::make(kernel_words(spec), spec, &contract, &can, 1)?;
+                (modules, line, None)
+            }
+            None => {
+                // The image's boot loader says which root.
+                contract.root = None;
+                let document = firmware::document(&contract)?;
+                (Vec::new(), KernelLine::default(), Some(document))
+            }
+        };
         let passt = Passt::plan(spec.network)?;
         let mut given = Given::new(spec, modules);
-        kernel.check_memory(spec.memory, given.initramfs_len())?;
+        match start.kernel() {
+            Some(kernel) => kernel.check_memory(spec.memory, given.initramfs_len())?,
+            None => drop(given.take_initramfs()),
+        }
+        let vanishes = start.kernel().is_none() && spec.writes == Writes::Memory;
         Ok(Plan {
-            args: args(spec, &kernel, &accelerator, &line.words),
+            args: args(spec, &start, &accelerator, &line.words),
             program,
             accelerator,
-            kernel,
+            start,
+            contract,
+            vanishing: vanishes.then(|| spec.image.path.clone()),
             virtiofs: virtiofs.map(|program| (program, given.take_shares())),
             given,
             passt,
@@ -116,7 +138,7 @@ impl Plan {
             descriptors: self.descriptors(),
             environment: Vec::new(),
             containment: confined.then(|| self.needs().iter().map(Need::to_string).collect()),
-            document: self.document.clone(),
+            document: self.document.clone().or(self.contract.clone()),
         }
     }
 
@@ -147,6 +169,15 @@ impl Plan {
             .map(|share| format!("{} (socket of virtiofsd)", share.host.display()))
             .collect();
         own.extend((number::SHARES..).zip(served.iter().map(String::as_str)));
+        if self.contract.is_some() {
+            own.push((descriptor::CONTRACT, "contract (in memory)"));
+        }
+        if self.vanishing.is_some() {
+            own.push((number::OVERLAY, VANISHING));
+        }
+        if matches!(self.start, Start::Uefi(_)) {
+            own.push((descriptor::VARIABLES, "firmware's variables (in memory)"));
+        }
         self.given.describe(own)
     }
 
@@ -159,17 +190,25 @@ impl Plan {
             .map(|path| Need::named(path, Reach::Execute))
             .collect();
         let mut named = |path: &Path, reach| needs.push(Need::named(path, reach));
-        named(&self.kernel.path, Reach::Read);
+        if let Some(path) = self.start.path() {
+            named(path, Reach::Read);
+        }
         named(Path::new("/dev/urandom"), Reach::Read);
         named(Path::new("/proc/self"), Reach::Read);
         named(Path::new("/dev/null"), Reach::Write);
         if self.accelerator.is_kvm() {
             named(Path::new("/dev/kvm"), Reach::Write);
         }
+        if self.vanishing.is_some() {
+            needs.push(Need::given(number::OVERLAY, Path::new(VANISHING), true));
+        }
         needs.extend(self.given.needs());
         needs
     }
 }
+
+/// A file without a name, for people.
+const VANISHING: &str = "(what the guest writes, in a file without a name)";
 
 /// The drivers that every machine needs, as modules are called: the bus, the link, shares.
 pub const ALWAYS: [&str; 5] = [
@@ -260,7 +299,7 @@ fn kernel_words(spec: &MachineSpec) -> Vec<String> {
 /// QEMU's arguments.
 fn args(
     spec: &MachineSpec,
-    kernel: &Kernel,
+    start: &Start,
     accelerator: &Accelerator,
     line: &[OsString],
 ) -> Vec<OsString> {
@@ -274,17 +313,25 @@ fn args(
         args.extend(arguments::shared_memory(spec.memory));
     }
     args.push(arguments::no_reboot());
-    args.extend(arguments::boot(&kernel.path, line.join(" ".as_ref())));
+    args.extend(match start {
+        Start::Kernel(kernel) => arguments::boot(&kernel.path, line.join(" ".as_ref())),
+        Start::Bios => firmware::contract_arguments(),
+        Start::Uefi(ovmf) => [ovmf.arguments(), firmware::contract_arguments()].concat(),
+    });
     args.extend(arguments::console());
     args.extend(arguments::monitor());
     let mut bus = Bus::default();
     args.extend(bus.link());
     args.extend(bus.random());
-    let overlay = matches!(spec.writes, Writes::Overlay(_));
+    let overlay = match spec.writes {
+        Writes::Overlay(_) => true,
+        Writes::Memory => start.kernel().is_none(),
+        Writes::Image => false,
+    };
     let writable = spec.writes == Writes::Image;
     args.extend(match spec.image.kind {
         ImageKind::Directory => bus.share(device::ROOT_TAG, number::ROOT, !writable),
-        _ => bus.root(writable, overlay),
+        _ => bus.root(writable, overlay, start.kernel().is_none()),
     });
     for index in 0..spec.changes.len() {
         args.extend(bus.changes(index));

@@ -46,6 +46,7 @@ impl Hypervisor for Uml {
             changes: arguments::MAX_CHANGES,
             shares: crate::descriptors::MAX_SHARES,
             disks: crate::descriptors::MAX_DISKS,
+            firmware: false,
             user_network: true,
             // CONFIG_NR_CPUS of UML is at most 64.
             cpus: 64,

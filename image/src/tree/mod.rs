@@ -191,7 +191,7 @@ impl Tree {
     /// # Errors
     /// The path leads out of the tree.
     pub(crate) fn look_up(&mut self, path: &[u8]) -> Result<Option<&Node>, Refusal> {
-        let found = match self.find(path)? {
+        let found = match self.parent(path, Way::Followed)? {
             Some((directory, name)) => self.child(directory, name),
             None => None,
         };

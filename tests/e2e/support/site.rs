@@ -115,9 +115,7 @@ pub(crate) fn boot_disk() -> Option<&'static Path> {
     let site = site()?;
     let disk = DISK.get_or_init(|| {
         let Some(root) = std::env::var_os("APPPOT_TEST_ROOT") else {
-            refuse_to_skip(
-                "APPPOT_TEST_ROOT is not set (images/bootable.sh prints a path)",
-            );
+            refuse_to_skip("APPPOT_TEST_ROOT is not set (images/bootable.sh prints a path)");
             return None;
         };
         let disk = site.stage.join("boot-disk.img");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use apppot_contract::{Contract, Stdin, User, Workload};
 
 use super::super::kernel::tests::{bzimage, kernel};
+use super::super::kernel::Kernel;
 use super::*;
 use crate::image::Image;
 use crate::spec::{Changes, Seccomp, Share};
@@ -25,10 +26,12 @@ fn spec() -> MachineSpec {
             filesystem: Some("ext4"),
             partition: Some(1),
             start: 1 << 20,
+            boots_itself: false,
             stamp: None,
         },
         writes: Writes::Image,
         kernel: None,
+        firmware: crate::spec::Firmware::None,
         agent: Cow::Borrowed(b"agent"),
         memory: 512 << 20,
         network: crate::spec::Network::None,
@@ -83,7 +86,14 @@ fn plan(spec: &MachineSpec, built_in: &str, accelerator: Accelerator) -> Result<
         path: PathBuf::from("/usr/bin/qemu-system-x86_64"),
         version: String::from("7.2.0"),
     };
-    Plan::with(&Qemu, spec, program, kernel, accelerator, None)
+    Plan::with(
+        &Qemu,
+        spec,
+        program,
+        Start::Kernel(kernel),
+        accelerator,
+        None,
+    )
 }
 
 fn shown(plan: &Plan) -> String {
@@ -103,6 +113,35 @@ fn software() -> Accelerator {
 }
 
 #[test]
+fn firmware_takes_the_place_of_kernel_and_initramfs() {
+    let spec = MachineSpec {
+        firmware: crate::spec::Firmware::Bios,
+        writes: Writes::Memory,
+        extra: Vec::new(),
+        ..spec()
+    };
+    let program = Program {
+        path: PathBuf::from("/usr/bin/qemu-system-x86_64"),
+        version: String::from("7.2.0"),
+    };
+    let plan = Plan::with(&Qemu, &spec, program, Start::Bios, software(), None).unwrap();
+    let text = shown(&plan);
+    for part in [
+        "name=opt/org.apppot/contract,file=/proc/self/fd/",
+        "drive=overlay,bootindex=0",
+        "driver=qcow2,node-name=overlay",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    for part in ["-kernel", "-initrd", "-append", "initramfs"] {
+        assert!(!text.contains(part), "{part} in {text}");
+    }
+    let document = plan.contract.unwrap();
+    assert!(!document.contains("apppot.root"), "{document}");
+    assert!(document.contains("apppot.link=/dev/vport0p1"), "{document}");
+}
+
+#[test]
 fn a_machine_that_writes_into_its_image() {
     insta::assert_snapshot!(shown(&plan(&spec(), BUILT_IN, software()).unwrap()));
 }
@@ -116,6 +155,7 @@ fn a_machine_in_a_directory_with_kvm() {
         filesystem: None,
         partition: None,
         start: 0,
+        boots_itself: false,
         stamp: None,
     };
     spec.writes = Writes::Memory;

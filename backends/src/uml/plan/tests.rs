@@ -40,10 +40,12 @@ impl Place {
                 filesystem: Some("ext4"),
                 partition: Some(1),
                 start: 1 << 20,
+                boots_itself: false,
                 stamp: None,
             },
             writes: Writes::Memory,
             kernel: Some(self.directory.path().join("linux")),
+            firmware: crate::spec::Firmware::None,
             agent: Cow::Borrowed(b"agent"),
             memory: 64 << 20,
             cpus: 1,
@@ -118,6 +120,7 @@ fn a_directory_written_into_without_seccomp() {
         filesystem: None,
         partition: None,
         start: 0,
+        boots_itself: false,
         stamp: None,
     };
     spec.writes = Writes::Image;
