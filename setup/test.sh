@@ -66,8 +66,8 @@ test_channels() {
 
 # What is the same for every hypervisor, once more on machines of QEMU; there is no hardware
 # virtualisation to count on, so each takes seconds. Left out: what is about User-Mode Linux's kernel or
-# about the command alone. The group `channels` goes through all of them by itself; with each but 9P, what a
-# job finds and leaves in its directory is tested once more.
+# about the command alone. The group `channels` goes through all of them by itself; with each but 9P, the files
+# that a job makes are looked at once more, and with virtiofs, by which directories are shared, names and binds.
 test_qemu() {
     local kernel virtiofsd channel
     kernel=${APPPOT_TEST_QEMU_KERNEL:-$(images/kernel/debian.sh)}
@@ -76,8 +76,9 @@ test_qemu() {
     qemu_tests auto "${everywhere[@]/%/::}"
     for channel in link disk virtiofs; do
         step "files by the channel $channel with QEMU"
-        qemu_tests "$channel" files:: jobdir::of_any_name binds::
+        qemu_tests "$channel" files::
     done
+    qemu_tests virtiofs jobdir::of_any_name binds::
 }
 
 # qemu_tests CHANNEL GROUP...

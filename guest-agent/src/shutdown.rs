@@ -3,11 +3,13 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use apppot_contract::link::Frame;
 use apppot_contract::{Channel, Report, CHANNELS};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::reboot::{reboot, RebootMode};
 
 use crate::link::Link;
@@ -29,9 +31,35 @@ pub(crate) fn report(link: Option<Link>, report: &Report) {
     match link {
         Some(mut link) => {
             // The launcher may be gone; the machine still ends.
-            let _ = link.send(&Frame::Report(&report.encode()));
+            if link.send(&Frame::Report(&report.encode())).is_ok() {
+                wait_until_taken(&mut link);
+            }
         }
         None => eprintln!("apppot-init: {:?}", report.outcome),
+    }
+}
+
+/// A launcher that has not taken the report in this time will not.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until the launcher has the report. What a machine has sent and nobody has read can be lost when it
+/// powers off: QEMU keeps no more of it than its socket takes.
+fn wait_until_taken(link: &mut Link) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        loop {
+            match link.next() {
+                Ok(Some(Frame::Shutdown)) | Err(_) => return,
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+            }
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [PollFd::new(link.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, timeout) != Ok(1) || link.read().is_err() {
+            return;
+        }
     }
 }
 

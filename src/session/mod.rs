@@ -299,6 +299,8 @@ impl<'a> Session<'a> {
             Frame::Report(text) => {
                 let report = Report::decode(text).map_err(|error| Lost::link(&error))?;
                 self.report = Some(report);
+                // The agent powers off when it hears that nothing is on its way any more.
+                self.sender.send(&Frame::Shutdown);
                 // All is in place; a machine that does not power off by itself need not. One whose
                 // writes vanish has nothing more to do.
                 let end = match self.terms.leaves_disk {

@@ -288,6 +288,8 @@ fn kernel_words(spec: &MachineSpec) -> Vec<String> {
         "8250.nr_uarts=1",
         "i8042.noaux",
         "cryptomgr.notests",
+        // Else loading modules and mounting wait for timer ticks.
+        "rcupdate.rcu_expedited=1",
     ];
     if spec.network != Network::None {
         // The interface keeps the kernel's name for it, also where an image's own init would change it.
