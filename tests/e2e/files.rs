@@ -101,6 +101,32 @@ fn as_root_of_the_guest_too() {
     }
 }
 
+/// Whole seconds at least. The hostfs of other kernels keeps no more of them, does not tell the host of a
+/// time that is set to the present, and sets none of symbolic links; 9P keeps whole seconds (docs/channels.md).
+#[test]
+fn times_are_what_the_command_makes_them() {
+    let Some(job) = Job::new() else { return };
+    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    let set = |name| {
+        let path = job.put(name, "");
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(old).unwrap();
+    };
+    set("touched");
+    set("target");
+    let script = "touch touched; : >exact; touch -d @1000000000.123456789 exact
+         ln -s target link; touch -h -d @1100000000 link";
+    job.sh(script).go().exits(0);
+    let exact = metadata(&job, "exact");
+    assert_eq!(exact.mtime(), 1_000_000_000);
+    if job.site.has_own_kernel() {
+        assert_eq!(exact.mtime_nsec(), 123_456_789);
+        assert!(metadata(&job, "touched").mtime() > 1_700_000_000);
+        assert_eq!(metadata(&job, "link").mtime(), 1_100_000_000);
+    }
+    assert_eq!(metadata(&job, "target").mtime(), 1_000_000_000);
+}
+
 #[test]
 fn large_files_are_complete() {
     let Some(job) = Job::new() else { return };

@@ -52,10 +52,13 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Whether the kernel is our own: it has what Debian's has not (SMP, seccomp).
+    /// Whether the kernel is our own for User-Mode Linux: it has what Debian's has not (SMP, seccomp).
     pub(crate) fn has_own_kernel(&self) -> bool {
         static OWN: OnceLock<bool> = OnceLock::new();
         *OWN.get_or_init(|| {
+            if self.backend != Backend::Uml {
+                return false;
+            }
             let mut command = Command::new(&self.kernel);
             let output = processes::output(command.arg("--showconfig"));
             String::from_utf8_lossy(&output.stdout).contains("CONFIG_LOCALVERSION=\"-apppot\"")
