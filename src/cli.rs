@@ -133,8 +133,9 @@ pub(crate) struct WhatChanged {
 
 const RUN_HELP: &str = "\
 Without a command, the job directory's ./apppot-run is run, else the image's
-/etc/apppot/autorun, else what a container image was made to run, else a shell. The command runs in the job directory, with
-the caller's user, standard streams and signals.
+/etc/apppot/autorun, else what a container image was made to run, else a shell.
+The command runs in the job directory, with the caller's user, standard streams
+and signals.
 
 Exit status: the command's own; 128+n when signal n ended it; 124 time limit;
 125 AppPot or the machine failed; 126 the command cannot be executed; 127 it
@@ -258,7 +259,7 @@ pub(crate) struct MachineArgs {
     /// The job directory (default: the current directory)
     #[arg(short, long, value_name = "DIR", help_heading = "Job")]
     pub(crate) workdir: Option<PathBuf>,
-    /// How the job's files reach the guest: hostfs (shared), link or disk (copied), or auto
+    /// How the job's files reach the guest: hostfs, 9p or virtiofs (shared), link or disk (copied), or auto
     #[arg(long, value_name = "NAME", help_heading = "Files")]
     pub(crate) channel: Option<String>,
     /// Copy only what matches to the guest; repeatable, '!' before it leaves out

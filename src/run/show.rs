@@ -50,16 +50,18 @@ pub(super) fn dry_run(
 /// `-v`: what was chosen.
 pub(super) fn describe(machine: &dyn Machine, spec: &MachineSpec, channel: &str) {
     let facts = machine.facts();
-    say(&format!(
-        "machine {}: {} {}",
-        spec.contract.id, facts.backend, facts.release
-    ));
+    say(&format!("machine {}: {}", spec.contract.id, facts.backend));
     say(&format!(
         "  image:       {} ({})",
         spec.image.path.display(),
         spec.image.kind
     ));
-    say(&format!("  kernel:      {}", facts.kernel));
+    // An image that starts its own kernel does not say which before it has booted.
+    let release = match facts.release.as_str() {
+        "" => String::new(),
+        release => format!(" ({release})"),
+    };
+    say(&format!("  kernel:      {}{release}", facts.kernel));
     if let Some(accelerator) = &facts.accelerator {
         say(&format!("  accelerator: {accelerator}"));
     }
