@@ -8,9 +8,6 @@ use crate::descriptors::number;
 use crate::network;
 use crate::process::descriptor_path;
 
-/// Longest kernel command line, bytes (`COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h).
-pub(super) const COMMAND_LINE_SIZE: usize = 2048;
-
 /// Descriptors that only QEMU has.
 pub(super) mod descriptor {
     use crate::descriptors::number::{self, OWN};
@@ -26,28 +23,6 @@ pub(super) mod descriptor {
     pub(in super::super) const VARIABLES: RawFd = OWN + 3;
     /// The contract for fw_cfg: where there is firmware there is no initramfs of ours.
     pub(in super::super) const CONTRACT: RawFd = number::INITRAMFS;
-}
-
-/// What the guest calls these.
-pub(super) mod device {
-    /// The link: the first port of the first virtio-serial device.
-    pub(in super::super) const LINK: &str = "/dev/vport0p1";
-    /// The network: the only interface.
-    pub(in super::super) const NETWORK: &str = "eth0";
-    /// The tag of the directory that is the root.
-    pub(in super::super) const ROOT_TAG: &str = "root";
-}
-
-/// What the guest calls the virtio disk of that number. There are the image, unless it is a directory,
-/// the changes archives, the rings and further disks, in this order: fewer than letters.
-pub(super) fn disk(index: usize) -> String {
-    let letter = char::from(b'a' + index.min(25) as u8);
-    format!("/dev/vd{letter}")
-}
-
-/// The tag of a shared directory.
-pub(super) fn share_tag(index: usize) -> String {
-    format!("share{index}")
 }
 
 /// A switch and its value.

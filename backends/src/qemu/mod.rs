@@ -9,6 +9,7 @@
 
 mod arguments;
 mod firmware;
+mod guest;
 pub mod kernel;
 pub mod kvm;
 mod machine;
@@ -18,7 +19,7 @@ mod plan;
 pub mod program;
 mod virtiofs;
 
-pub use plan::ALWAYS;
+pub use guest::ALWAYS;
 
 use std::path::Path;
 
@@ -41,7 +42,7 @@ impl Hypervisor for Qemu {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            command_line: arguments::COMMAND_LINE_SIZE,
+            command_line: guest::COMMAND_LINE_SIZE,
             carrier: Some(Carrier::Link),
             channels: &[
                 Channel::NineP,
@@ -69,7 +70,7 @@ impl Hypervisor for Qemu {
 
     fn probe(&self, kernel: Option<&Path>) -> Result<Usable> {
         let program = program::Program::find()?;
-        let kernel = kernel::Kernel::find(kernel, &plan::ALWAYS)?;
+        let kernel = kernel::Kernel::find(kernel, &guest::ALWAYS)?;
         let accelerator = kvm::accelerator();
         Ok(Usable {
             summary: format!(

@@ -3,13 +3,13 @@
 //! Making a plan changes nothing on the host. [`super::machine`] carries it out.
 
 use std::ffi::OsString;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use apppot_contract::Channel;
 
-use super::arguments::{self, descriptor, device, Bus};
+use super::arguments::{self, descriptor, Bus};
 use super::firmware::{self, Start};
+use super::guest::{self, device, drivers, kernel_words, live, names};
 use super::kvm::{self, Accelerator};
 use super::overlay::QCOW2;
 use super::program::Program;
@@ -18,7 +18,6 @@ use super::Qemu;
 use crate::capabilities;
 use crate::containment::Reach;
 use crate::descriptors::{self, number, Given, Need};
-use crate::guest::Names;
 use crate::image::ImageKind;
 use crate::kernel_line::KernelLine;
 use crate::limits;
@@ -210,97 +209,6 @@ impl Plan {
 /// A file without a name, for people.
 const VANISHING: &str = "(what the guest writes, in a file without a name)";
 
-/// The drivers that every machine needs, as modules are called: the bus, the link, shares.
-pub const ALWAYS: [&str; 5] = [
-    "virtio_pci",
-    "virtio_console",
-    "9pnet_virtio",
-    "9p",
-    "virtio-rng",
-];
-
-/// How directories are shared. The root directory is always by 9P, which shows whose the files are.
-fn live(spec: &MachineSpec) -> Channel {
-    let channel = spec.live.filter(|_| !spec.shares.is_empty());
-    channel.unwrap_or(Channel::NineP)
-}
-
-/// The drivers that this machine needs.
-fn drivers(spec: &MachineSpec) -> Vec<&'static str> {
-    let mut drivers = ALWAYS.to_vec();
-    if !Disks::of(spec).is_empty() {
-        drivers.push("virtio_blk");
-    }
-    if spec.network != Network::None {
-        drivers.push("virtio_net");
-    }
-    if live(spec) == Channel::Virtiofs {
-        drivers.push("virtiofs");
-    }
-    drivers.extend(spec.image.filesystem);
-    if spec.writes == Writes::Memory {
-        drivers.push("overlay");
-    }
-    drivers
-}
-
-/// The guest's names of the disks, in their order on the bus.
-#[derive(Debug)]
-struct Disks {
-    image: Option<usize>,
-    changes: Range<usize>,
-    ring: Option<usize>,
-    files_ring: Option<usize>,
-    further: Range<usize>,
-}
-
-impl Disks {
-    fn of(spec: &MachineSpec) -> Self {
-        let mut next = 0;
-        let mut take = |count: usize| {
-            next += count;
-            next - count..next
-        };
-        Disks {
-            image: take(usize::from(spec.image.kind != ImageKind::Directory)).next(),
-            changes: take(spec.changes.len()),
-            ring: take(usize::from(spec.has_ring())).next(),
-            files_ring: take(usize::from(spec.has_files_ring())).next(),
-            further: take(spec.disks.len()),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.further.end == 0
-    }
-}
-
-/// The kernel command line but for the user's words and the contract.
-fn kernel_words(spec: &MachineSpec) -> Vec<String> {
-    let mut words = vec![
-        "console=ttyS0",
-        // Only what goes wrong is printed: that is what the user sees when a guest dies.
-        "quiet",
-        // A panic ends the machine at once.
-        "panic=-1",
-        "reboot=k",
-        // Else the boot looks for devices that are not there, and tests what others have tested.
-        "8250.nr_uarts=1",
-        "i8042.noaux",
-        "cryptomgr.notests",
-        // Else loading modules and mounting wait for timer ticks.
-        "rcupdate.rcu_expedited=1",
-        // Where the processor is translated and the host busy, ticks come too late for the kernel's test of
-        // its timer, and it panics: "IO-APIC + timer doesn't work!".
-        "no_timer_check",
-    ];
-    if spec.network != Network::None {
-        // The interface keeps the kernel's name for it, also where an image's own init would change it.
-        words.push("net.ifnames=0");
-    }
-    words.into_iter().map(String::from).collect()
-}
-
 /// QEMU's arguments.
 fn args(
     spec: &MachineSpec,
@@ -355,29 +263,13 @@ fn args(
     }
     for (index, share) in spec.shares.iter().enumerate() {
         let number = number::SHARES + index as i32;
-        let tag = arguments::share_tag(index);
+        let tag = guest::share_tag(index);
         args.extend(match live(spec) {
             Channel::Virtiofs => bus.served_share(&tag, number),
             _ => bus.share(&tag, number, share.read_only),
         });
     }
     args
-}
-
-/// What the guest calls what this backend provides.
-fn names(spec: &MachineSpec) -> Names {
-    let disks = Disks::of(spec);
-    Names {
-        link: device::LINK,
-        image: arguments::disk(disks.image.unwrap_or_default()),
-        directory: (Channel::NineP, device::ROOT_TAG.to_owned()),
-        changes: disks.changes.map(arguments::disk).collect(),
-        live: live(spec),
-        shares: (0..spec.shares.len()).map(arguments::share_tag).collect(),
-        ring: disks.ring.map(arguments::disk),
-        files_ring: disks.files_ring.map(arguments::disk),
-        network: device::NETWORK,
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,142 @@
+//! What is in a guest's machine, and what the guest calls it: the same for every backend whose machines are
+//! QEMU's.
+
+use std::ops::Range;
+
+use apppot_contract::Channel;
+
+use crate::guest::Names;
+use crate::image::ImageKind;
+use crate::spec::{MachineSpec, Network, Writes};
+
+/// Longest kernel command line, bytes (`COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h).
+pub(crate) const COMMAND_LINE_SIZE: usize = 2048;
+
+/// The drivers that every machine needs, as modules are called: the bus, the link, shares.
+pub const ALWAYS: [&str; 5] = [
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "virtio-rng",
+];
+
+/// How directories are shared. The root directory is always by 9P, which shows whose the files are.
+pub(crate) fn live(spec: &MachineSpec) -> Channel {
+    let channel = spec.live.filter(|_| !spec.shares.is_empty());
+    channel.unwrap_or(Channel::NineP)
+}
+
+/// The drivers that this machine needs.
+pub(crate) fn drivers(spec: &MachineSpec) -> Vec<&'static str> {
+    let mut drivers = ALWAYS.to_vec();
+    if !Disks::of(spec).is_empty() {
+        drivers.push("virtio_blk");
+    }
+    if spec.network != Network::None {
+        drivers.push("virtio_net");
+    }
+    if live(spec) == Channel::Virtiofs {
+        drivers.push("virtiofs");
+    }
+    drivers.extend(spec.image.filesystem);
+    if spec.writes == Writes::Memory {
+        drivers.push("overlay");
+    }
+    drivers
+}
+
+/// The guest's names of the disks, in their order on the bus.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    image: Option<usize>,
+    changes: Range<usize>,
+    ring: Option<usize>,
+    files_ring: Option<usize>,
+    further: Range<usize>,
+}
+
+impl Disks {
+    pub(crate) fn of(spec: &MachineSpec) -> Self {
+        let mut next = 0;
+        let mut take = |count: usize| {
+            next += count;
+            next - count..next
+        };
+        Disks {
+            image: take(usize::from(spec.image.kind != ImageKind::Directory)).next(),
+            changes: take(spec.changes.len()),
+            ring: take(usize::from(spec.has_ring())).next(),
+            files_ring: take(usize::from(spec.has_files_ring())).next(),
+            further: take(spec.disks.len()),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.further.end == 0
+    }
+}
+
+/// The kernel command line but for the user's words and the contract.
+pub(crate) fn kernel_words(spec: &MachineSpec) -> Vec<String> {
+    let mut words = vec![
+        "console=ttyS0",
+        // Only what goes wrong is printed: that is what the user sees when a guest dies.
+        "quiet",
+        // A panic ends the machine at once.
+        "panic=-1",
+        "reboot=k",
+        // Else the boot looks for devices that are not there, and tests what others have tested.
+        "8250.nr_uarts=1",
+        "i8042.noaux",
+        "cryptomgr.notests",
+        // Else loading modules and mounting wait for timer ticks.
+        "rcupdate.rcu_expedited=1",
+        // Where the processor is translated and the host busy, ticks come too late for the kernel's test of
+        // its timer, and it panics: "IO-APIC + timer doesn't work!".
+        "no_timer_check",
+    ];
+    if spec.network != Network::None {
+        // The interface keeps the kernel's name for it, also where an image's own init would change it.
+        words.push("net.ifnames=0");
+    }
+    words.into_iter().map(String::from).collect()
+}
+
+/// What the guest calls what this backend provides.
+pub(crate) fn names(spec: &MachineSpec) -> Names {
+    let disks = Disks::of(spec);
+    Names {
+        link: device::LINK,
+        image: disk(disks.image.unwrap_or_default()),
+        directory: (Channel::NineP, device::ROOT_TAG.to_owned()),
+        changes: disks.changes.map(disk).collect(),
+        live: live(spec),
+        shares: (0..spec.shares.len()).map(share_tag).collect(),
+        ring: disks.ring.map(disk),
+        files_ring: disks.files_ring.map(disk),
+        network: device::NETWORK,
+    }
+}
+
+/// What the guest calls these.
+pub(crate) mod device {
+    /// The link: the first port of the first virtio-serial device.
+    pub(crate) const LINK: &str = "/dev/vport0p1";
+    /// The network: the only interface.
+    pub(crate) const NETWORK: &str = "eth0";
+    /// The tag of the directory that is the root.
+    pub(crate) const ROOT_TAG: &str = "root";
+}
+
+/// What the guest calls the virtio disk of that number. There are the image, unless it is a directory,
+/// the changes archives, the rings and further disks, in this order: fewer than letters.
+pub(crate) fn disk(index: usize) -> String {
+    let letter = char::from(b'a' + index.min(25) as u8);
+    format!("/dev/vd{letter}")
+}
+
+/// The tag of a shared directory.
+pub(crate) fn share_tag(index: usize) -> String {
+    format!("share{index}")
+}
