@@ -36,6 +36,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(error) = cause.downcast_ref::<apppot_image::Error>() {
             return error.hint();
         }
+        if let Some(error) = cause.downcast_ref::<apppot_cloud::Error>() {
+            return error.hint();
+        }
         if let Some(error) = cause.downcast_ref::<apppot_snapshot::Error>() {
             return error.hint().map(str::to_owned);
         }

@@ -10,6 +10,7 @@ mod files;
 mod image;
 mod outcome;
 mod output;
+mod progress;
 mod run;
 mod session;
 mod signature;

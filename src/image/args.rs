@@ -41,6 +41,9 @@ pub(crate) enum ImageCommand {
         /// The new size, such as 4G
         size: Size,
     },
+    /// Make an image of layout disk known to a cloud, which boots machines of it
+    #[command(after_long_help = PUBLISH_HELP)]
+    Publish(PublishArgs),
     /// List the images of the store
     List,
     /// Remove images from the store
@@ -83,6 +86,35 @@ RECIPE says in TOML what the image is to be; docs/images.md describes the keys:
 
 Packages are fetched by mmdebstrap, without privileges, and kept in ~/.cache/apppot/packages. Their
 scripts and the commands run in the appliance itself.";
+
+const PUBLISH_HELP: &str = "\
+Credentials, region and endpoints are found where the AWS tools find them:
+AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and others,
+~/.aws/credentials, ~/.aws/config. They stay here.
+
+Only blocks that are not all zeros are sent. An upload that was stopped goes on
+when the command is given again, and an image that the cloud has already is found
+by its SHA-256. Prints the id of the cloud's image.";
+
+/// Kinds of clouds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Cloud {
+    /// Amazon's, and those that have its interfaces
+    Ec2,
+}
+
+/// `apppot image publish`.
+#[derive(Debug, Args)]
+pub(crate) struct PublishArgs {
+    /// The kind of cloud
+    #[arg(value_enum)]
+    pub(crate) cloud: Cloud,
+    /// A path, or a name in the store
+    pub(crate) image: PathBuf,
+    /// Name of the cloud's image, unique there (default: made of the file's name and SHA-256)
+    #[arg(long, value_parser = cloud_name)]
+    pub(crate) name: Option<String>,
+}
 
 /// `apppot image verify`.
 #[derive(Debug, Args)]
@@ -167,6 +199,17 @@ pub(crate) struct ImportArgs {
     /// Speak to the registry without encryption
     #[arg(long)]
     pub(crate) plain_http: bool,
+}
+
+/// What EC2 takes as the name of an image.
+fn cloud_name(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c);
+    match (3..=128).contains(&text.len()) && text.chars().all(allowed) {
+        true => Ok(text.to_owned()),
+        false => Err(String::from(
+            "a name has 3 to 128 letters, digits, spaces and characters among ()[]./-'@_",
+        )),
+    }
 }
 
 /// A signature's comment is one line.

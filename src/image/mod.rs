@@ -7,6 +7,7 @@ mod import;
 mod info;
 mod make;
 mod output;
+mod publish;
 mod source;
 mod squashfs;
 pub(crate) mod store;
@@ -54,6 +55,7 @@ pub(crate) fn run(command: &ImageCommand, general: &General) -> Result<u8> {
         ImageCommand::Resize { image, size } => {
             tools::resize(&store::resolve(image), size.0, general)?;
         }
+        ImageCommand::Publish(args) => publish::publish(args, general)?,
         ImageCommand::List => info::list(general)?,
         ImageCommand::Rm { names } => remove(names, general)?,
         ImageCommand::Export { image, output } => {

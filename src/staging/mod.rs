@@ -2,7 +2,6 @@
 //! what comes back (`docs/contract.md`, "The job's files").
 
 mod disk;
-mod progress;
 mod received;
 
 use std::fs::File;
@@ -19,10 +18,10 @@ use apppot_snapshot::transfer::{
 };
 
 use self::disk::Disks;
-use self::progress::Progress;
 pub(crate) use self::received::Received;
 use crate::caller::JobDirectory;
 use crate::failure::{hinted, warn};
+use crate::progress::Progress;
 use crate::units::Size;
 
 /// Files that are named in warnings; the rest is a number.

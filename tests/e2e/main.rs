@@ -12,6 +12,7 @@
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
 //! | `APPPOT_TEST_CHANNEL` | the channel for the job's files | `auto` |
 //! | `APPPOT_TEST_VIRTIOFSD` | the virtiofsd with which the channel virtiofs is tested, too | it is not |
+//! | `APPPOT_TEST_MOTO` | the programs of the cloud that `setup/moto.sh` installs | likewise |
 //! | `CI` | nothing may be skipped | |
 
 // All of this is tests, which clippy knows of functions marked as such only.
@@ -36,6 +37,7 @@ mod jobdir;
 mod layout_disk;
 mod network;
 mod options;
+mod publish;
 mod qemu;
 mod refusals;
 mod registry;

@@ -1,6 +1,7 @@
 //! What the tests share: where they run, how a run is put together, what it left.
 
 mod job;
+pub(crate) mod moto;
 pub(crate) mod processes;
 mod running;
 pub(crate) mod site;

@@ -131,6 +131,31 @@ pub(crate) fn disk(job: &Job, name: &str, label: &str) -> PathBuf {
     image
 }
 
+/// A whole disk that says of itself that it boots, of `tools::ext4`'s root; with holes.
+pub(crate) fn loaderless_disk(job: &Job, name: &str) -> PathBuf {
+    let partition = ext4(job, name);
+    let image = job.beside(&format!("{name}-disk.img"));
+    fs::File::create(&image)
+        .unwrap()
+        .set_len((60 << 20) + 512)
+        .unwrap();
+    let table = "label: gpt\nstart=8192, size=98304, name=apppot-root\n";
+    let script = job.put(format!("{name}.sfdisk"), table);
+    let command = format!("sfdisk -q '{}' <'{}'", image.display(), script.display());
+    tool("sh", &["-c", &command]);
+    let copy = format!(
+        "dd if='{}' of='{}' bs=1M seek=4 conv=notrunc,sparse status=none",
+        partition.display(),
+        image.display()
+    );
+    tool("sh", &["-c", &copy]);
+    for path in [partition, script] {
+        fs::remove_file(path).unwrap();
+    }
+    job.give(&image);
+    image
+}
+
 /// Where a program is, its own file rather than links to it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

@@ -8,7 +8,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A line on standard error: one that changes on a terminal, else one now and then.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     what: &'static str,
     total: u64,
     done: u64,
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Begins something of `total` bytes; 0 when that is not known.
-    pub(super) fn start(what: &'static str, total: u64, is_shown: bool) -> Self {
+    pub(crate) fn start(what: &'static str, total: u64, is_shown: bool) -> Self {
         Progress {
             what,
             total,
@@ -33,12 +33,12 @@ impl Progress {
     }
 
     /// It is of so many bytes.
-    pub(super) fn of(&mut self, total: u64) {
+    pub(crate) fn of(&mut self, total: u64) {
         self.total = total;
     }
 
     /// So many bytes more are done.
-    pub(super) fn add(&mut self, bytes: u64) {
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.done += bytes;
         let now = Instant::now();
         if self.is_shown && now >= self.next {
@@ -54,7 +54,7 @@ impl Progress {
     }
 
     /// It is done, or has failed.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if self.has_spoken && self.is_terminal {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }

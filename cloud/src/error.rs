@@ -1,0 +1,208 @@
+//! What can go wrong.
+
+use std::io;
+
+/// A result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why the cloud cannot be had, or does not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There are no settings, or no good ones.
+    #[error("{what}")]
+    Settings {
+        /// What is missing or wrong.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot {what}")]
+    Io {
+        /// The operation and what it was done to.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The service could not be asked, or its answer did not arrive.
+    #[error("{service} at {host} cannot be reached: {reason}")]
+    Unreachable {
+        /// Name of the service.
+        service: &'static str,
+        /// Its host, and port.
+        host: String,
+        /// Why.
+        reason: String,
+    },
+    /// The service refuses.
+    #[error("{service} refuses {operation}: {code}: {message}")]
+    Refused {
+        /// Name of the service.
+        service: &'static str,
+        /// What was asked of it.
+        operation: String,
+        /// The service's code of the error, such as `AuthFailure`; `HTTP 500` when there is none.
+        code: String,
+        /// What the service says.
+        message: String,
+    },
+    /// The service's answer makes no sense.
+    #[error("{service} has answered {operation} with what cannot be understood: {reason}")]
+    Malformed {
+        /// Name of the service.
+        service: &'static str,
+        /// What was asked of it.
+        operation: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The image changed while it was read.
+    #[error("the image was changed while it was published")]
+    Changed,
+    /// The cloud has given the snapshot up.
+    #[error("snapshot {id} has failed: {reason}")]
+    Snapshot {
+        /// Its id.
+        id: String,
+        /// What the cloud says.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`], for `map_err`.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Error::Io {
+            what: what.into(),
+            source,
+        }
+    }
+
+    /// The service's code, when it has refused.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Error::Refused { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    /// What the user can do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::Settings { hint, .. } => hint.clone(),
+            Error::Unreachable { .. } => String::from(
+                "check the network, the region, and AWS_ENDPOINT_URL if it is set; what was done is kept, \
+                 so the same command goes on later",
+            ),
+            Error::Refused {
+                service,
+                operation,
+                code,
+                ..
+            } => advice(service, operation, code)?,
+            Error::Changed => String::from("publish it again when nothing writes to it"),
+            Error::Snapshot { .. } => String::from("publish the image again"),
+            _ => return None,
+        })
+    }
+}
+
+/// What to do about a refusal, by the codes of the services' references.
+fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
+    // Codes of the services that speak JSON end so, and are otherwise the same.
+    let code = code.strip_suffix("Exception").unwrap_or(code);
+    Some(match code {
+        "AuthFailure"
+        | "InvalidClientTokenId"
+        | "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "UnrecognizedClient"
+        | "InvalidSignature"
+        | "IncompleteSignature" => String::from(
+            "check the access key and its secret, the region, and this machine's clock",
+        ),
+        "ExpiredToken" | "RequestExpired" | "RequestTimeTooSkewed" | "TokenRefreshRequired" => {
+            String::from(
+                "get new credentials (aws sso login, aws sts ...), and check this machine's clock",
+            )
+        }
+        "UnauthorizedOperation" | "AccessDenied" | "UnauthorizedAccess" => format!(
+            "the credentials need the permission {}:{operation}",
+            service.to_lowercase()
+        ),
+        "OptInRequired" | "PendingVerification" | "Blocked" => String::from(
+            "the account is not ready for this: look at its messages from the provider",
+        ),
+        "InvalidAMIName.Duplicate" => {
+            String::from("another image has that name: choose one with --name")
+        }
+        "InvalidAMIName.Malformed" => String::from("choose another name with --name"),
+        "ServiceQuotaExceeded" | "ResourceLimitExceeded" | "ConcurrentSnapshotLimitExceeded" => {
+            quota(service)
+        }
+        limit if limit.ends_with("LimitExceeded") && limit != "RequestLimitExceeded" => {
+            quota(service)
+        }
+        busy if is_throttling(busy) => String::from("the cloud is busy: try again later"),
+        _ => return None,
+    })
+}
+
+fn quota(service: &str) -> String {
+    format!("a quota of the account is used up: free what is not needed, or ask for a higher quota of {service}")
+}
+
+/// Whether it was asked too often, or for too much at once: codes that the service gives for it.
+pub(crate) fn is_throttling(code: &str) -> bool {
+    let code = code.strip_suffix("Exception").unwrap_or(code);
+    matches!(
+        code,
+        "Throttling"
+            | "Throttled"
+            | "ThrottledRequest"
+            | "RequestThrottled"
+            | "RequestLimitExceeded"
+            | "BandwidthLimitExceeded"
+            | "TooManyRequests"
+            | "SlowDown"
+            | "PriorRequestNotComplete"
+            | "EC2Throttled"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(service: &'static str, code: &str) -> Option<String> {
+        let error = Error::Refused {
+            service,
+            operation: String::from("RegisterImage"),
+            code: code.to_owned(),
+            message: String::from("no"),
+        };
+        error.hint()
+    }
+
+    #[test]
+    fn refusals_come_with_advice() {
+        for (code, says) in [
+            ("AuthFailure", "access key"),
+            ("InvalidSignatureException", "clock"),
+            ("ExpiredToken", "new credentials"),
+            ("UnauthorizedOperation", "ec2:RegisterImage"),
+            ("AccessDeniedException", "ec2:RegisterImage"),
+            ("SnapshotLimitExceeded", "quota"),
+            ("ServiceQuotaExceededException", "quota"),
+            ("RequestLimitExceeded", "later"),
+            ("InvalidAMIName.Duplicate", "--name"),
+        ] {
+            let hint = refused("EC2", code).unwrap_or_default();
+            assert!(hint.contains(says), "{code}: {hint}");
+        }
+        assert_eq!(refused("EC2", "InvalidParameterValue"), None);
+    }
+}

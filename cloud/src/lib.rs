@@ -1,0 +1,20 @@
+//! Clouds with the interfaces of EC2 and EBS: who we are to them, how they are asked, and how an image
+//! becomes one of theirs.
+//!
+//! Blocking, one request after another on each thread. No error, log or `Debug` text holds a secret.
+
+mod config;
+mod credentials;
+mod ebs;
+mod ec2;
+mod error;
+mod http;
+mod profile;
+pub mod publish;
+mod sign;
+
+pub use config::{Config, Environment, Service};
+pub use credentials::Credentials;
+pub use ebs::{Ebs, BLOCK};
+pub use ec2::{CloudImage, Ec2, NewImage, Snapshot};
+pub use error::{Error, Result};
