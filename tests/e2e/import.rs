@@ -384,7 +384,7 @@ fn an_import_that_is_killed_leaves_nothing() {
     let Some(job) = Job::new() else { return };
     let directory = job.directory_beside("images");
     tool("mkfifo", &[text(&job.path().join("fifo"))]);
-    tool("chown", &[&job.owner(), text(&job.path().join("fifo"))]);
+    tool("chown", &[&*job.owner(), text(&job.path().join("fifo"))]);
     let target = directory.join("new.img");
     let running = image(&job, &["import", "fifo", text(&target)]).start();
     // It reads, and has begun to write.
