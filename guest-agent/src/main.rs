@@ -19,6 +19,7 @@ mod growth;
 mod hostname;
 mod job;
 mod link;
+mod metadata;
 mod modules;
 mod mounts;
 mod network;
@@ -30,6 +31,7 @@ mod sources;
 mod stdin;
 mod sudo;
 mod system;
+mod uplink;
 mod volumes;
 mod workload;
 

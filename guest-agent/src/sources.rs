@@ -2,7 +2,7 @@
 //! skipped. Paths derive from a root, so that tests populate a fake one.
 //!
 //! They are asked in this order, up to the first that has one: the kernel command line, QEMU's fw_cfg,
-//! a disk that is labelled as one.
+//! a disk that is labelled as one or as a cloud's, and once the system is up the cloud's metadata service.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use apppot_contract::{cmdline, document, Contract};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 
-use crate::volumes;
-
-use crate::files;
+use crate::{files, metadata, uplink, volumes};
 
 /// What a source said.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,13 +59,37 @@ pub(crate) const LABEL: &str = "apppotjob";
 /// The file on it.
 const FILE: &str = "contract";
 
-/// A disk with a filesystem of that label.
+/// Disks that hold a document: the label of the filesystem, the file, and whether nothing else can be in it.
+/// NoCloud's and OpenStack's are read by others, too.
+const DISKS: [(&str, &str, bool); 3] = [
+    (LABEL, FILE, true),
+    ("cidata", "user-data", false),
+    ("config-2", "openstack/latest/user_data", false),
+];
+
+/// The first disk that has a document for us.
 fn disk(root: &Path) -> Result<Found, String> {
-    let labelled = |volume: &volumes::Volume| volume.label.eq_ignore_ascii_case(LABEL);
-    let Some(volume) = volumes::all(root).into_iter().find(labelled) else {
-        return Ok(Found::Absent);
-    };
-    let what = format!("the contract disk {}", volume.device.display());
+    let volumes = volumes::all(root);
+    for (label, file, is_ours) in DISKS {
+        let labelled = |volume: &&volumes::Volume| volume.label.eq_ignore_ascii_case(label);
+        let Some(volume) = volumes.iter().find(labelled) else {
+            continue;
+        };
+        let what = match is_ours {
+            true => format!("the contract disk {}", volume.device.display()),
+            false => format!("the user-data on {}", volume.device.display()),
+        };
+        match (on(volume, file, is_ours, &what)?, is_ours) {
+            (Found::Absent, true) => return Err(format!("{what} has no file '{file}'")),
+            (Found::Absent, false) => {}
+            (found, _) => return Ok(found),
+        }
+    }
+    Ok(Found::Absent)
+}
+
+/// The document in a file of the disk. What is on others' disks, and cannot be read, is not ours.
+fn on(volume: &volumes::Volume, file: &str, is_ours: bool, what: &str) -> Result<Found, String> {
     let target = Path::new("/run/apppot-disk");
     let mounted = fs::create_dir_all(target).and_then(|()| {
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -81,12 +103,49 @@ fn disk(root: &Path) -> Result<Found, String> {
         )?;
         Ok(())
     });
-    mounted.map_err(|error| format!("{what}: {error}"))?;
-    let found = read(&target.join(FILE), &what);
+    match mounted {
+        Err(error) if is_ours => return Err(format!("{what}: {error}")),
+        Err(_) => return Ok(Found::Absent),
+        Ok(()) => {}
+    }
+    let path = target.join(file);
+    let found = match is_ours || begins_as_document(&path) {
+        true => read(&path, what),
+        false => Ok(Found::Absent),
+    };
     let _ = umount2(target, MntFlags::MNT_DETACH);
-    match found? {
-        Found::Absent => Err(format!("{what} has no file '{FILE}'")),
-        found => Ok(found),
+    found
+}
+
+/// Whether user-data is for us: ours has a first line of its own, as everybody's has.
+fn is_document(text: &[u8]) -> bool {
+    text.starts_with(document::MAGIC.as_bytes())
+}
+
+fn begins_as_document(path: &Path) -> bool {
+    let mut start = [0; document::MAGIC.len()];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && is_document(&start)
+}
+
+/// The user-data of the cloud that this machine is in. Only a running system has the network for it.
+pub(crate) fn user_data(root: &Path) -> Result<Found, String> {
+    let Some(cloud) = metadata::cloud(root) else {
+        return Ok(Found::Absent);
+    };
+    uplink::wait_for(root);
+    match metadata::user_data(cloud, &cloud.addresses(), metadata::PATIENCE) {
+        Ok(Some(text)) if is_document(&text) => {
+            let contract = document::decode(&text);
+            let contract = contract.map_err(|error| format!("the cloud's user-data: {error}"))?;
+            Ok(Found::Contract(Box::new(contract)))
+        }
+        Ok(_) => Ok(Found::Absent),
+        // Nobody knows whether there is a job; an ordinary machine is not ended for this.
+        Err(error) => {
+            eprintln!("apppot-init: the cloud's metadata cannot be had: {error}");
+            Ok(Found::Absent)
+        }
     }
 }
 
@@ -159,6 +218,9 @@ mod tests {
             documents(volumes::tests::root_with("vdb", &parts).path())
         };
         assert_eq!(label(b"apppot"), Ok(Found::Absent));
+        // NoCloud's and OpenStack's may be of anybody.
+        assert_eq!(label(b"cidata"), Ok(Found::Absent));
+        assert_eq!(label(b"config-2"), Ok(Found::Absent));
         // It is one, and this is no machine to mount it on.
         let broken = label(b"APPPOTJOB").unwrap_err();
         assert!(broken.contains("the contract disk"), "{broken}");

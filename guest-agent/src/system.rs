@@ -171,6 +171,9 @@ fn find_contract() -> Result<Option<Contract>, Failure> {
     if found == sources::Found::Absent {
         found = sources::documents(root).step(step)?;
     }
+    if found == sources::Found::Absent {
+        found = sources::user_data(root).step(step)?;
+    }
     match found {
         sources::Found::Absent => Ok(None),
         sources::Found::Contract(contract) if contract.changes.is_empty() => Ok(Some(*contract)),

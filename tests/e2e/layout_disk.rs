@@ -1,10 +1,13 @@
 //! Layout disk: one file that launchers boot with their own kernel, and that boots by itself.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use apppot_contract::link::{Decoder, Frame};
@@ -151,12 +154,16 @@ fn without_a_contract_it_is_an_ordinary_system_that_grows() {
     file.set_len(file.metadata().unwrap().len() + (256 << 20))
         .unwrap();
     let before = root_sectors(&disk);
-    // As clouds have it: a disk by NVMe, and nothing else.
-    let mut machine = Machine::start(&job, &disk, &[]);
+    // As clouds have it: a disk by NVMe. And user-data that is for others.
+    let metadata = Metadata::start(&job, 0, "#!/bin/sh\necho theirs\n");
+    let drive = carrier(&job, "CIDATA", "user-data", "#cloud-config\n");
+    let args = [&metadata.args()[..], &["-drive", &drive]].concat();
+    let mut machine = Machine::start(&job, &disk, &args);
     machine.until("a login prompt", |machine| {
         machine.says().contains("login:")
     });
     machine.until("a larger root", |_| root_sectors(&disk) > before);
+    machine.until("user-data", |_| metadata.asked.load(Relaxed) >= 2);
     // The filesystem grows right after the table, and the journal keeps it sound.
     std::thread::sleep(Duration::from_secs(2));
     drop(machine);
@@ -206,35 +213,36 @@ fn listen(mut link: UnixStream, machine: &Machine) -> (String, Report) {
     }
 }
 
-#[test]
-fn a_contract_disk_is_found_by_its_label() {
-    let Some(job) = Job::new() else { return };
-    if job.site.backend != Backend::Qemu {
-        return;
-    }
-    let Some(image) = boot_disk() else { return };
+/// A contract whose job's link is the first port of virtio.
+fn greeting() -> String {
     let contract = Contract {
         link: Some(PathBuf::from("/dev/vport0p1")),
         jobdir: PathBuf::from("/tmp"),
         workload: Workload::Command(["sh", "-c", "echo here; exit 5"].map(Into::into).into()),
         ..Contract::default()
     };
-    let contract = job.put("contract", document::encode(&contract));
+    document::encode(&contract)
+}
+
+/// A FAT filesystem with this label and one file, as QEMU's argument.
+fn carrier(job: &Job, label: &str, file: &str, content: &str) -> String {
+    let content = job.put(file, content);
     let carrier = job.beside("carrier.img");
     let name = carrier.to_str().unwrap();
     tool(
         "mformat",
-        &["-i", name, "-C", "-T", "2880", "-v", "APPPOTJOB", "::"],
+        &["-i", name, "-C", "-T", "2880", "-v", label, "::"],
     );
-    tool(
-        "mcopy",
-        &["-i", name, contract.to_str().unwrap(), "::/contract"],
-    );
+    let target = format!("::/{file}");
+    tool("mcopy", &["-i", name, content.to_str().unwrap(), &target]);
+    format!("if=virtio,format=raw,file={name}")
+}
+
+/// Boots a machine with a link and these arguments, and fails unless the job of [`greeting`] has run in it.
+fn greets(job: &Job, image: &Path, args: &[&str]) {
     let socket = job.beside("link");
     let listener = UnixListener::bind(&socket).unwrap();
     let chardev = format!("socket,id=link,path={}", socket.display());
-    let drive = format!("if=virtio,format=raw,file={name}");
-    let ports = "virtserialport,nr=1,chardev=link";
     let disk = job.beside("disk.img");
     copy_sparse(image, &disk);
     // The first device of virtio: its number is in the port's name.
@@ -244,12 +252,110 @@ fn a_contract_disk_is_found_by_its_label() {
         "-chardev",
         &chardev,
         "-device",
-        ports,
+        "virtserialport,nr=1,chardev=link",
     ];
-    let machine = Machine::start(&job, &disk, &[&link[..], &["-drive", &drive]].concat());
+    let machine = Machine::start(job, &disk, &[&link[..], args].concat());
     let (stdout, report) = listen(listener.accept().unwrap().0, &machine);
     assert_eq!(stdout, "here\n");
     assert_eq!(report.outcome, Outcome::Exited { status: 5 });
+}
+
+/// The disks that are made for machines of AppPot, and those that NoCloud is made of.
+#[test]
+fn a_contract_disk_is_found_by_its_label() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    let Some(image) = boot_disk() else { return };
+    for (label, file) in [("APPPOTJOB", "contract"), ("CIDATA", "user-data")] {
+        let drive = carrier(&job, label, file, &greeting());
+        greets(&job, image, &["-drive", &drive]);
+        fs::remove_file(job.beside("link")).unwrap();
+        fs::remove_file(job.beside("carrier.img")).unwrap();
+    }
+}
+
+/// The metadata service of a cloud as strict as EC2's, and QEMU's arguments for a machine that has it. For
+/// the machine alone: it is at 169.254.169.254 in a network of its own, and on loopback here.
+struct Metadata {
+    args: Vec<String>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Metadata {
+    /// The first `late` questions are answered by an error.
+    fn start(job: &Job, late: usize, user_data: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (count, user_data) = (Arc::clone(&asked), user_data.to_owned());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                answer(stream, count.fetch_add(1, Relaxed) < late, &user_data);
+            }
+        });
+        let text = format!(
+            "#!/bin/bash\nexec 3<>/dev/tcp/127.0.0.1/{port} 4<&0\ncat <&4 >&3 &\ncat <&3\nkill $!\n"
+        );
+        let forward = job.script("forward", &text);
+        let net = format!(
+            "user,id=n,net=169.254.0.0/16,restrict=on,guestfwd=tcp:169.254.169.254:80-cmd:{}",
+            forward.display()
+        );
+        let args = [
+            "-smbios",
+            "type=1,manufacturer=Amazon EC2",
+            "-netdev",
+            &net,
+            "-device",
+            "virtio-net-pci,netdev=n",
+        ];
+        let args = args.map(str::to_owned).into();
+        Metadata { args, asked }
+    }
+
+    fn args(&self) -> Vec<&str> {
+        self.args.iter().map(String::as_str).collect()
+    }
+}
+
+fn answer(mut stream: TcpStream, is_late: bool, user_data: &str) {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(1) => request.push(byte[0]),
+            _ => return,
+        }
+    }
+    let request = String::from_utf8(request).unwrap().to_lowercase();
+    let has = |line: &str| request.contains(&format!("\r\n{line}\r\n"));
+    let line = request.split(" http/").next().unwrap();
+    let (status, body) = match line {
+        _ if is_late || !has("host: 169.254.169.254") => (503, ""),
+        "put /latest/api/token" if has("x-aws-ec2-metadata-token-ttl-seconds: 60") => {
+            (200, "to+ken==")
+        }
+        "get /latest/user-data" if has("x-aws-ec2-metadata-token: to+ken==") => (200, user_data),
+        _ => (401, ""),
+    };
+    let len = body.len();
+    let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
+    let _ = stream.write_all(format!("{head}{body}").as_bytes());
+}
+
+/// Without a network of its own configuration, and with a service that is late.
+#[test]
+fn the_user_data_of_a_cloud_is_a_contract() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    let Some(image) = boot_disk() else { return };
+    let metadata = Metadata::start(&job, 3, &greeting());
+    greets(&job, image, &metadata.args());
+    assert!(metadata.asked.load(Relaxed) >= 5);
 }
 
 /// What the image's own loader has started, and the job's way there and back.
