@@ -10,6 +10,7 @@ use apppot_backends::{containment, limits, user_network};
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::snap::kept::Kept;
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -104,6 +105,7 @@ fn checks(config: &Config) -> Vec<Check> {
         network(),
         disk(),
     ]);
+    checks.extend(kept());
     checks
 }
 
@@ -321,6 +323,18 @@ fn disk() -> Check {
         }
         Err(errno) => Check::good("free disk", format!("unknown: {errno}")),
     }
+}
+
+/// What the launcher keeps by itself.
+fn kept() -> Option<Check> {
+    let kept = Kept::find()?;
+    let (count, bytes, directory) = kept.summary();
+    let found = format!(
+        "{count} with large changes, {} MiB in {}",
+        bytes >> 20,
+        directory.display()
+    );
+    (count > 0).then(|| Check::good("kept images", found))
 }
 
 fn print(check: &Check) {

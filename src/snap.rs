@@ -2,7 +2,9 @@
 //! examination of archives that a job is to start with.
 
 mod cache;
+pub(crate) mod committed;
 pub(crate) mod images;
+pub(crate) mod kept;
 mod report;
 
 use std::fs::File;
@@ -15,6 +17,7 @@ use apppot_backends::stamp::Stamp;
 use apppot_snapshot::archive::{self, Archive, Manifest};
 use apppot_snapshot::base::{identify, Base, Source};
 use apppot_snapshot::diff::compare;
+use apppot_snapshot::entry::Hash;
 use apppot_snapshot::rules::Rules;
 use apppot_snapshot::tree::Listing;
 use apppot_snapshot::{hex, Entry, Error};
@@ -180,6 +183,19 @@ fn open(path: &Path) -> Result<Archive> {
     archive.with_context(|| format!("cannot use changes archive '{}'", path.display()))
 }
 
+/// An archive that a machine is to merge: whole, and for the machine's image as far as is known here.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    /// For the machine.
+    pub(crate) changes: Changes,
+    /// The checksum.
+    id: Hash,
+    /// Number of records.
+    records: usize,
+    /// Bytes of content, unpacked.
+    stored: u64,
+}
+
 /// Examines the archives that a machine is to merge, while an error is still cheap.
 ///
 /// # Errors
@@ -190,7 +206,7 @@ pub(crate) fn examine(
     image: &Image,
     writes: &Writes,
     demand: Option<&Demand>,
-) -> Result<Vec<Changes>> {
+) -> Result<Vec<Examined>> {
     let examined = paths.iter().enumerate().map(|(index, path)| {
         let open = || format!("cannot open changes archive '{}'", path.display());
         let used = || format!("cannot use changes archive '{}'", path.display());
@@ -207,10 +223,15 @@ pub(crate) fn examine(
         if index == 0 && !any_base && *writes != Writes::Image {
             compare_base(&archive, image).with_context(used)?;
         }
-        Ok(Changes {
-            path: real,
-            any_base,
-            stamp,
+        Ok(Examined {
+            changes: Changes {
+                path: real,
+                any_base,
+                stamp,
+            },
+            id: archive.id,
+            records: archive.manifest.header.records,
+            stored: archive.manifest.header.stored,
         })
     });
     examined.collect()
@@ -256,8 +277,10 @@ fn commit(
         .chain(changes.iter().map(PathBuf::as_path))
         .collect();
     let new = Output::begin(output, &inputs)?;
-    examine(changes, any_base, &image, &Writes::Memory, None)?;
+    let archives = examine(changes, any_base, &image, &Writes::Memory, None)?;
     images::copy(&image, new.file())?;
+    images::lengthen(&image, new.file(), &archives)
+        .with_context(|| format!("cannot write '{}'", output.display()))?;
     let merge = run::Inside {
         command: vec!["/run/apppot-bin/apppot-snap".into(), "sync".into()],
         changes,

@@ -10,13 +10,13 @@ use apppot_snapshot::archive::{self, Archive};
 use apppot_snapshot::merge::{is_merged, merge, remember, Options};
 
 use crate::failure::{Failure, Step};
+use crate::growth;
 
 /// Merges the contract's archives into the tree at `root`.
 pub(crate) fn merge_all(contract: &Contract, root: &Path) -> Result<(), Failure> {
-    let kept = contract
-        .root
-        .as_ref()
-        .is_some_and(|root| root.writes == Writes::Device);
+    let kept = contract.root.as_ref();
+    let kept = kept.filter(|root| root.writes == Writes::Device);
+    let kept = kept.map(|root| Path::new(&root.source));
     for (index, changes) in contract.changes.iter().enumerate() {
         let step = match contract.changes.len() {
             1 => String::from("merging the changes archive"),
@@ -27,7 +27,8 @@ pub(crate) fn merge_all(contract: &Contract, root: &Path) -> Result<(), Failure>
     Ok(())
 }
 
-fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
+/// `kept` is the device on which the tree outlives the machine.
+fn merge_one(changes: &Changes, root: &Path, kept: Option<&Path>) -> Result<(), String> {
     let file =
         open(&changes.source).map_err(|error| format!("{}: {error}", changes.source.display()))?;
     let options = Options {
@@ -35,7 +36,7 @@ fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
         ..Options::default()
     };
     let merged = || {
-        if !kept {
+        if kept.is_none() {
             // A tree that vanishes with the machine need not be spared.
             return merge(Archive::stream(file)?, root, &options).map(drop);
         }
@@ -43,6 +44,11 @@ fn merge_one(changes: &Changes, root: &Path, kept: bool) -> Result<(), String> {
         // What a job has changed since would be undone.
         if is_merged(root, &id)? {
             return Ok(());
+        }
+        if let Some(device) = kept {
+            // What does not grow (another filesystem, one without room for its own tables) may hold
+            // the changes all the same; else the merge says so before it begins.
+            let _ = growth::filesystem(root, device);
         }
         merge(Archive::open(file)?, root, &options)?;
         remember(root, &id)

@@ -1,5 +1,6 @@
 //! A root that is smaller than its disk becomes as large as that: on the first boot of a disk that has
-//! been made larger, as images are when they are copied to the disks of machines.
+//! been made larger, as images are when they are copied to the disks of machines, and when archives are
+//! committed into it that need the room.
 //!
 //! The partition table is GPT (UEFI specification, 5.3), the root its last partition and ext4. No program
 //! of the image's is needed: the kernel takes the partition's new length and grows a mounted filesystem.
@@ -31,6 +32,13 @@ pub(crate) fn root() -> io::Result<bool> {
     tell_kernel(&file, number, first * SECTOR, (last + 1 - first) * SECTOR)?;
     grow_filesystem(&File::open("/")?, (last + 1 - first) * SECTOR / 4096)?;
     Ok(true)
+}
+
+/// Grows the ext4 filesystem mounted at `root` to the length of `device`, where that is longer.
+pub(crate) fn filesystem(root: &Path, device: &Path) -> io::Result<()> {
+    let len = io::Seek::seek(&mut &File::open(device)?, io::SeekFrom::End(0))?;
+    let block = nix::sys::statvfs::statvfs(root)?.fragment_size() as u64;
+    grow_filesystem(&File::open(root)?, len / block.max(1024))
 }
 
 /// The disk and the partition's number of a device; `None` when it is no partition.
@@ -151,7 +159,7 @@ fn tell_kernel(disk: &File, number: u32, start: u64, len: u64) -> io::Result<()>
     }
 }
 
-/// `EXT4_IOC_RESIZE_FS` (linux/ext4.h): blocks of 4 KiB in all.
+/// `EXT4_IOC_RESIZE_FS` (linux/ext4.h): the filesystem's blocks in all.
 fn grow_filesystem(root: &File, blocks: u64) -> io::Result<()> {
     nix::ioctl_write_ptr!(resize, b'f', 16, u64);
     // SAFETY: an open descriptor, and a number that outlives the call.

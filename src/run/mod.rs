@@ -36,7 +36,15 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     let jobdir = JobDirectory::find(args.workdir.as_deref())?;
     let config = Config::load(options(args), &jobdir.real)?;
     let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
-    let mut spec = specify(args, &config, &jobdir, workload, backend.as_ref(), started)?;
+    let mut spec = specify(
+        args,
+        &config,
+        &jobdir,
+        workload,
+        backend.as_ref(),
+        started,
+        general,
+    )?;
     let wishes = wishes(args, &config, general)?;
     let can = backend.capabilities();
     let starts = !args.dry_run;
@@ -89,7 +97,15 @@ pub(crate) fn inside(image: &Path, what: Inside, general: &General) -> Result<u8
     config.env.value.clear();
     let workload = Workload::Command(what.command);
     let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
-    let mut spec = specify(&args, &config, &jobdir, workload, backend.as_ref(), started)?;
+    let mut spec = specify(
+        &args,
+        &config,
+        &jobdir,
+        workload,
+        backend.as_ref(),
+        started,
+        general,
+    )?;
     spec.shares.clear();
     spec.contract.jobdir = PathBuf::from("/");
     spec.contract.tmpdir = None;

@@ -1,6 +1,7 @@
 //! The machine that options and configuration describe.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -14,12 +15,13 @@ use apppot_contract::{Contract, Workload};
 use super::shares::shares;
 use super::streams::streams;
 use crate::caller::{self, JobDirectory};
-use crate::cli::{self, Boot, MachineArgs};
+use crate::cli::{self, Boot, General, MachineArgs};
 use crate::config::{Config, Origin, Values};
 use crate::failure::hinted;
 use crate::image::store;
 use crate::signature::Demand;
 use crate::snap;
+use crate::snap::committed::Wanted;
 use crate::units::Size;
 
 /// The agent, which becomes `/init` of the initramfs.
@@ -54,6 +56,7 @@ pub(super) fn specify(
     workload: Workload,
     backend: &dyn Hypervisor,
     started: Instant,
+    general: &General,
 ) -> Result<MachineSpec> {
     let demand = Demand::of(config);
     let image = open_image(&config.image.value)?;
@@ -63,7 +66,7 @@ pub(super) fn specify(
         demand.check_image(&image)?;
     }
     let writes = writes(args);
-    let changes = snap::examine(
+    let archives = snap::examine(
         &args.changes,
         args.changes_any_base,
         &image,
@@ -77,8 +80,23 @@ pub(super) fn specify(
     }
     let (shares, guest_jobdir) = shares(args, config, jobdir, is_host)?;
     let contract = contract(args, config, guest_jobdir, workload, started)?;
+    // What somebody demands signatures for is not looked for in a directory of the user's.
+    let may = demand.is_none() && writes == Writes::Memory && firmware == Firmware::None;
+    let wanted = Wanted {
+        image: &image,
+        archives: &archives,
+        environment: environment(config, backend),
+        deadline: config.time_limit.value.map(|limit| started + limit.0),
+        makes: !args.dry_run,
+        verbose: general.verbose > 0,
+    };
+    let committed = may.then(|| wanted.get()).flatten();
+    let changes = match committed {
+        Some(_) => Vec::new(),
+        None => archives.into_iter().map(|it| it.changes).collect(),
+    };
     Ok(MachineSpec {
-        image,
+        image: committed.unwrap_or(image),
         writes,
         changes,
         kernel: match firmware {
@@ -100,6 +118,18 @@ pub(super) fn specify(
         trim_resident: crate::batch::is_job(),
         extra: args.extra.clone(),
     })
+}
+
+/// What the launcher's own machines, which this one needs, have in common with it.
+fn environment(config: &Config, backend: &dyn Hypervisor) -> Vec<(&'static str, OsString)> {
+    let mut environment = vec![
+        ("APPPOT_BACKEND", backend.name().into()),
+        ("APPPOT_MEMORY", memory(config).to_string().into()),
+    ];
+    if let Some(kernel) = &config.kernel.value {
+        environment.push(("APPPOT_KERNEL", kernel.into()));
+    }
+    environment
 }
 
 /// What the agent is told, but for the guest's half of what the backend provides.

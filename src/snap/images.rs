@@ -15,6 +15,7 @@ use apppot_snapshot::tree::{self, Blocks, Directory, Ext4, Listing, Overlay, Tre
 use nix::errno::Errno;
 use nix::unistd::{lseek, Whence};
 
+use super::Examined;
 use crate::cli::General;
 use crate::failure::hinted;
 
@@ -127,6 +128,50 @@ pub(super) fn copy(image: &Image, to: &File) -> Result<()> {
     Ok(source.stamp.check(&source.file, &source.path)?)
 }
 
+/// Lengthens the copy of a partition image by what its filesystem lacks for archives; the guest then lets the
+/// filesystem grow. Nothing is written: the new part is a hole.
+pub(super) fn lengthen(image: &Image, copy: &File, archives: &[Examined]) -> io::Result<()> {
+    if image.kind != ImageKind::Partition || !is_quick(image) {
+        return Ok(());
+    }
+    let mut superblock = [0; 1024];
+    copy.read_exact_at(&mut superblock, 1024)?;
+    let stored = |archive: &Examined| archive.stored;
+    let stored = archives.iter().map(stored).fold(0, u64::saturating_add);
+    let records: usize = archives.iter().map(|archive| archive.records).sum();
+    match lacking(&superblock, stored, records as u64) {
+        0 => Ok(()),
+        lacking => copy.set_len(copy.metadata()?.len().saturating_add(lacking)),
+    }
+}
+
+/// Bytes that an ext4 filesystem lacks to take so many bytes in so many files: whole MiB.
+fn lacking(superblock: &[u8; 1024], bytes: u64, files: u64) -> u64 {
+    const UNIT: u64 = 1 << 20;
+    let number = |at: usize| {
+        let bytes = [0, 1, 2, 3].map(|index| superblock[at + index]);
+        u64::from(u32::from_le_bytes(bytes))
+    };
+    // Positions as of struct ext4_super_block: the high halves count with the feature 64bit.
+    let high = |at| match number(0x60) & 0x80 {
+        0 => 0,
+        _ => number(at) << 32,
+    };
+    let block = 1024 << number(0x18).min(6);
+    let (all, free) = (number(0x4) + high(0x150), number(0xc) + high(0x158));
+    let (inodes, free_inodes) = (number(0x0), number(0x10));
+    // Each file may have a part of a block to itself, and directories have blocks.
+    let needed = bytes.saturating_add(files.saturating_mul(2 * block));
+    let room = needed.saturating_sub(free.saturating_mul(block));
+    let per_inode = all.saturating_mul(block) / inodes.max(1);
+    let tables = files.saturating_sub(free_inodes).saturating_mul(per_inode);
+    match room.max(tables) {
+        0 => 0,
+        // The new part has tables of its own, and may not end in the middle of a group.
+        more => (more.saturating_add(more / 8) / UNIT + 65).saturating_mul(UNIT),
+    }
+}
+
 /// Copies the bytes of an image, or lets both files share them.
 pub(crate) fn copy_blocks(mut source: File, target: &File) -> io::Result<()> {
     // SAFETY: the request takes a descriptor; both are open.
@@ -150,4 +195,34 @@ pub(crate) fn copy_blocks(mut source: File, target: &File) -> io::Result<()> {
         offset += part as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filesystem_lacks_what_is_not_free_in_it() {
+        // 100 blocks of 4 KiB are free, and ten inodes of 1000, of 10,000 blocks.
+        let mut superblock = [0; 1024];
+        for (at, number) in [
+            (0x0, 1000u32),
+            (0x4, 10_000),
+            (0xc, 100),
+            (0x10, 10),
+            (0x18, 2),
+        ] {
+            superblock[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        }
+        let lacking = |bytes, files| lacking(&superblock, bytes, files);
+        assert_eq!(lacking(0, 0), 0);
+        assert_eq!(lacking(300_000, 10), 0);
+        assert!(lacking(10 << 20, 10) > 10 << 20);
+        assert!(lacking(10 << 20, 10) < 90 << 20);
+        assert!(lacking(0, 1010) > 40 << 20);
+        assert!(lacking(u64::MAX, u64::MAX) > 1 << 60);
+        superblock[0x60] = 0x80;
+        superblock[0x158] = 1;
+        assert_eq!(super::lacking(&superblock, 1 << 40, 10), 0);
+    }
 }

@@ -43,6 +43,7 @@ mod refusals;
 mod registry;
 mod signatures;
 mod snap;
+mod snap_large;
 mod snap_misuse;
 mod status;
 mod streams;
