@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use apppot_backends::flock::{self, Use};
 use apppot_backends::image::{Image, ImageKind};
-use apppot_cloud::publish::{survey, Event, Journal, Publisher, Survey};
+use apppot_cloud::publish::{length, survey, Event, Journal, Publisher, Survey};
 use apppot_cloud::{CloudImage, Config, BLOCK};
 use serde_json::json;
 
@@ -62,7 +62,7 @@ fn boots_itself(image: &Image) -> Result<()> {
 
 /// Looks at every byte of the image.
 fn read(file: &File, general: &General) -> Result<Survey> {
-    let size = file.metadata()?.len();
+    let size = length(file)?;
     let mut progress = Progress::start("reading the image", size, is_shown(general));
     let survey = survey(file, &mut |bytes| progress.add(bytes));
     progress.end();

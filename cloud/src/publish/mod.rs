@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 pub use journal::Journal;
-pub use survey::{survey, Block, Survey};
+pub use survey::{length, survey, Block, Survey};
 
 use crate::ec2::NewImage;
 use crate::{CloudImage, Config, Ebs, Ec2, Error, Result, BLOCK};

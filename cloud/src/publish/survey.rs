@@ -1,7 +1,7 @@
 //! What is in an image: one look at every byte.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
@@ -35,8 +35,7 @@ pub struct Block {
 /// # Errors
 /// The file cannot be read, or changes its size.
 pub fn survey(file: &File, report: &mut dyn FnMut(u64)) -> Result<Survey> {
-    let size = file.metadata().map_err(Error::io("examine the image"))?;
-    let size = size.len();
+    let size = length(file)?;
     let mut whole = Sha256::new();
     let mut blocks = Vec::new();
     let mut buffer = vec![0; BLOCK as usize];
@@ -57,6 +56,16 @@ pub fn survey(file: &File, report: &mut dyn FnMut(u64)) -> Result<Survey> {
         size,
         blocks,
     })
+}
+
+/// The size of a file or of a block device, bytes.
+///
+/// # Errors
+/// It has none.
+pub fn length(file: &File) -> Result<u64> {
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+        .map_err(Error::io("examine the image"))
 }
 
 fn too_large() -> Error {
