@@ -1,6 +1,6 @@
 //! A running UML kernel.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -33,7 +33,7 @@ impl UmlMachine {
     ///
     /// # Errors
     /// Something that the plan names is gone or in use, or the process cannot be started.
-    pub(super) fn start(plan: Plan) -> Result<Self> {
+    pub(super) fn start(mut plan: Plan) -> Result<Self> {
         let network = plan.passt.as_ref().map(Passt::start).transpose()?;
         let (mut network, interface) = network.unzip();
         let backing = limits::choose_backing(plan.memory.size)?;
@@ -44,49 +44,32 @@ impl UmlMachine {
             let _ = directory.map(std::fs::remove_dir_all);
         })
         .map_err(Error::system("start the watch over the machine"))?;
-        let (link, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
-        let mut given = Descriptors::open(&plan.given, &COW)?;
-        given.add(number::LINK, theirs);
-        let ring = given.open_ring(plan.ring, descriptor::RING)?;
-        let files_ring = given.open_ring(plan.files_ring, descriptor::FILES_RING)?;
+        let (mut given, link) = open(&plan)?;
         let cpu = take_cpu(&mut given, &plan);
-        let needs = plan.needs();
-        let mut rules = given.rules(&needs)?;
-        if plan.memory.is_made_by_kernel() {
-            rules.push(Rule {
-                file: duplicate(memory.descriptor.as_fd())?,
-                reach: Reach::Write,
-            });
-        }
-        given.add(descriptor::MEMORY, memory.descriptor);
-        let writable = given.writable(&needs)?;
+        let (rules, writable) = reach(&mut given, &plan, memory.descriptor)?;
         given
             .list
             .extend(interface.map(|socket| (number::NETWORK, socket)));
-        let confinement = Confinement::new(&rules, plan.containment)?;
         let (console, output) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(Error::system("make the console"))?;
         let process = Spawn {
             program: plan.kernel.path.clone().into(),
             env: plan.memory.environment(),
-            args: plan.args,
+            args: std::mem::take(&mut plan.args),
             descriptors: given.list,
             console: output,
             cpu,
             fixed_addresses: true,
-            confinement,
+            confinement: Confinement::new(&rules, plan.containment)?,
             at_end,
         }
         .start()
         .map_err(Error::file("start kernel", &plan.kernel.path))?;
         let facts = Facts {
-            backend: "uml",
-            kernel: plan.kernel.path.display().to_string(),
-            release: plan.kernel.release.clone(),
             containment: supervise(&process, writable, plan.containment)?,
-            accelerator: None,
             memory_backing: backing.path.display().to_string(),
             pinned_to: cpu,
+            ..facts(&plan)
         };
         // It has come up while the kernel was started.
         network.as_mut().map_or(Ok(()), network::Running::ready)?;
@@ -94,16 +77,57 @@ impl UmlMachine {
             process,
             helpers: UmlHelpers { _network: network },
             link: Some(Link {
-                stream: link,
                 document: plan.document,
-                capacity: (!plan.kernel.is_ours()).then_some(SERIAL_LINE),
-                ring,
-                files_ring,
+                ..link
             }),
             console: Some(console.into()),
             facts,
         })
     }
+}
+
+/// What is known before the machine runs.
+fn facts(plan: &Plan) -> Facts {
+    Facts {
+        backend: "uml",
+        kernel: plan.kernel.path.display().to_string(),
+        release: plan.kernel.release.clone(),
+        ..Facts::default()
+    }
+}
+
+/// Opens what the kernel is given, and our end of the link.
+fn open(plan: &Plan) -> Result<(Descriptors, Link)> {
+    let (stream, theirs) = UnixStream::pair().map_err(Error::system("make the link"))?;
+    let mut given = Descriptors::open(&plan.given, &COW)?;
+    given.add(number::LINK, theirs);
+    let link = Link {
+        stream,
+        document: None,
+        capacity: (!plan.kernel.is_ours()).then_some(SERIAL_LINE),
+        ring: given.open_ring(plan.ring, descriptor::RING)?,
+        files_ring: given.open_ring(plan.files_ring, descriptor::FILES_RING)?,
+    };
+    Ok((given, link))
+}
+
+/// What the process may reach, with the guest's memory, and the files whose attributes it may change.
+fn reach(
+    given: &mut Descriptors,
+    plan: &Plan,
+    memory: OwnedFd,
+) -> Result<(Vec<Rule>, Vec<Writable>)> {
+    let needs = plan.needs();
+    let mut rules = given.rules(&needs)?;
+    if plan.memory.is_made_by_kernel() {
+        rules.push(Rule {
+            file: duplicate(memory.as_fd())?,
+            reach: Reach::Write,
+        });
+    }
+    given.add(descriptor::MEMORY, memory);
+    let writable = given.writable(&needs)?;
+    Ok((rules, writable))
 }
 
 /// Serves the confined process; the state of its confinement, for people.
