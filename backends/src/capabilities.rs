@@ -35,6 +35,8 @@ pub struct Capabilities {
     pub firmware: bool,
     /// Whether it has user networking.
     pub user_network: bool,
+    /// Whether there is a choice of how the guest's processes are kept apart ([`crate::spec::Seccomp`]).
+    pub seccomp: bool,
     /// The most vCPUs.
     pub cpus: u32,
 }
@@ -45,7 +47,13 @@ pub struct Capabilities {
 /// What is missing.
 pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> Result<()> {
     check_extra(&spec.extra)?;
-    let missing = |what: String| Err(Error::Incapable { backend, what });
+    let missing = |what: String| {
+        Err(Error::Incapable {
+            backend,
+            what,
+            hint: None,
+        })
+    };
     let kind = spec.image.kind;
     if !can.images.contains(&kind) {
         return missing(format!("boot {kind} images"));
@@ -90,21 +98,34 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
 
 /// Checks that the image can start itself, if it is to.
 fn check_firmware(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> Result<()> {
-    let missing = |what: &str| {
-        let what = what.to_owned();
-        Err(Error::Incapable { backend, what })
+    let missing = |what: &str, hint| {
+        Err(Error::Incapable {
+            backend,
+            what: what.to_owned(),
+            hint: Some(hint),
+        })
     };
     if spec.firmware == Firmware::None {
         return Ok(());
     }
     if !can.firmware {
-        return missing("start an image's own boot loader (--firmware)");
+        return missing(
+            "start an image's own boot loader (--firmware)",
+            "leave out --firmware, or use --backend qemu",
+        );
     }
     if spec.image.kind != ImageKind::Disk {
-        return missing("start the boot loader of an image that is no whole disk (--firmware)");
+        return missing(
+            "start the boot loader of an image that is no whole disk (--firmware)",
+            "leave out --firmware, or make a disk of it with 'apppot image import --layout disk'",
+        );
     }
     if spec.kernel.is_some() || !spec.extra.is_empty() {
-        return missing("choose the kernel or its arguments where the image's own boot loader does (--firmware with --kernel or --extra)");
+        return missing(
+            "choose the kernel or its arguments where the image's own boot loader does \
+             (--firmware with --kernel or --extra)",
+            "leave out --firmware, or --kernel and --extra",
+        );
     }
     Ok(())
 }

@@ -103,6 +103,8 @@ pub enum Error {
         backend: &'static str,
         /// What it cannot do.
         what: String,
+        /// What to do, where that is known.
+        hint: Option<&'static str>,
     },
     /// The host does not give the memory.
     #[error("guest memory of {} does not fit: {reason}", mib(*memory))]
@@ -191,6 +193,7 @@ impl Error {
             | Error::NoProgram { hint, .. } => String::from(*hint),
             Error::Memory { hint, .. } | Error::Limit { hint, .. } => hint.clone(),
             Error::Network { hint, .. } => return hint.clone(),
+            Error::Incapable { hint, .. } => return hint.map(String::from),
             Error::Containment { .. } => {
                 String::from("--containment auto runs without confinement where there is none")
             }

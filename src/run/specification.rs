@@ -73,6 +73,9 @@ pub(super) fn specify(
         &writes,
         demand.as_ref(),
     )?;
+    if args.seccomp.is_some() && !backend.capabilities().seccomp {
+        return Err(refuse_seccomp(backend.name()));
+    }
     let firmware = firmware(args, backend, &image);
     let is_host = image.path == Path::new("/");
     if is_host {
@@ -203,6 +206,14 @@ fn firmware(args: &MachineArgs, backend: &dyn Hypervisor, image: &Image) -> Firm
             }
         }
     }
+}
+
+/// A configured mode is for the machines that have it, an option for this one.
+fn refuse_seccomp(backend: &str) -> anyhow::Error {
+    hinted(
+        format!("--seccomp: backend '{backend}' has no such mode: it always keeps the guest's processes apart"),
+        "leave out --seccomp, or use --backend uml",
+    )
 }
 
 /// The host's own root is an appliance that nothing can be broken in.

@@ -400,11 +400,12 @@ fn what_no_firmware_can_boot_is_refused() {
     let run = || job.sh("touch ran").with(&["--firmware", "bios"]);
     let refused = |run: crate::support::Run, names: &[&str]| run.go().exits(125).says(names);
     let uml = run().image(image).with(&["--backend", "uml"]);
-    refused(uml, &["uml", "boot loader"]);
+    refused(uml, &["uml", "boot loader", "hint: "]);
     let qemu = || run().with(&["--backend", "qemu"]);
-    refused(qemu().image(&ext4(&job, "partition")), &["no whole disk"]);
+    let partition = qemu().image(&ext4(&job, "partition"));
+    refused(partition, &["no whole disk", "hint: ", "--layout disk"]);
     let kernel = job.put("kernel", "");
     let chosen = ["--kernel", kernel.to_str().unwrap()];
-    refused(qemu().image(image).with(&chosen), &["--kernel"]);
+    refused(qemu().image(image).with(&chosen), &["--kernel", "hint: "]);
     assert!(!job.has("ran"));
 }

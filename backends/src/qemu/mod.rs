@@ -63,6 +63,7 @@ impl Hypervisor for Qemu {
             disks: MAX_DISKS,
             firmware: true,
             user_network: true,
+            seccomp: false,
             // Beyond 255 the machine needs an interrupt remapper.
             cpus: 255,
         }

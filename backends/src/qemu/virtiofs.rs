@@ -51,6 +51,7 @@ impl Virtiofsd {
                     "share '{}' by virtiofs, which takes only names in UTF-8",
                     share.host.display()
                 ),
+                hint: Some("use --channel 9p"),
             }),
             None => Self::find(),
         }

@@ -48,6 +48,7 @@ impl Hypervisor for Uml {
             disks: crate::descriptors::MAX_DISKS,
             firmware: false,
             user_network: true,
+            seccomp: true,
             // CONFIG_NR_CPUS of UML is at most 64.
             cpus: 64,
         }
