@@ -83,6 +83,9 @@ fn mount_from_host(
     let (device, options) = match filesystem {
         // Its source is an option, not a device.
         "hostfs" => (None, Some(source)),
+        "9p" if target.as_ref() == Path::new(LOWER) => {
+            (Some(source), Some(OsStr::new(NINE_P_BELOW)))
+        }
         "9p" => (Some(source), Some(OsStr::new(NINE_P))),
         _ => (Some(source), None),
     };
@@ -93,6 +96,10 @@ fn mount_from_host(
 /// Large messages: one costs the same however much it carries. No caching beyond what is open:
 /// the host changes the files as well.
 const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000";
+
+/// What is below an overlay stays as it is: it is read ahead and kept, where else each page of a program
+/// would be a message.
+const NINE_P_BELOW: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose";
 
 fn overlay() -> io::Result<()> {
     mount(
