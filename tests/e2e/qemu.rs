@@ -28,6 +28,20 @@ fn missing_and_old_programs_are_named() {
 }
 
 #[test]
+fn modes_that_it_has_not_are_refused_as_options_alone() {
+    let Some(job) = Job::new() else { return };
+    for mode in ["auto", "off"] {
+        let run = job.sh("touch ran").with(&["--seccomp", mode]);
+        refused(run, &["--seccomp", "'qemu'"]);
+    }
+    assert!(!job.has("ran"));
+    if job.site.backend == Backend::Qemu {
+        let configured = job.run(&["true"]).env("APPPOT_SECCOMP", "off");
+        configured.go().exits(0).quietly();
+    }
+}
+
+#[test]
 fn what_is_no_kernel_for_it_is_refused() {
     let Some(job) = Job::new() else { return };
     job.put("short", "hello");
@@ -42,6 +56,29 @@ fn what_is_no_kernel_for_it_is_refused() {
         .go()
         .exits(125)
         .says(&["missing", "No such file"]);
+    assert!(!job.has("ran"));
+}
+
+#[test]
+fn a_kernel_without_a_driver_is_refused() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend != Backend::Qemu {
+        return;
+    }
+    // A kernel of which nothing is known but that it has the bus.
+    let place = job.directory_beside("kernel");
+    let kernel = place.join("vmlinux");
+    std::fs::copy(&job.site.kernel, &kernel).unwrap();
+    let modules = job.site.kernel.with_file_name("modules");
+    for release in std::fs::read_dir(modules).unwrap() {
+        let fake = place.join("modules").join(release.unwrap().file_name());
+        std::fs::create_dir_all(&fake).unwrap();
+        let built_in = "kernel/drivers/virtio/virtio_pci.ko\n";
+        std::fs::write(fake.join("modules.builtin"), built_in).unwrap();
+    }
+    let run = job.sh("touch ran");
+    let run = run.with(&["--kernel", kernel.to_str().unwrap()]);
+    refused(run, &["has no driver", "make kernel-qemu"]);
     assert!(!job.has("ran"));
 }
 

@@ -57,9 +57,13 @@ pub(super) fn machine(accelerator: &Accelerator) -> Switch {
     )
 }
 
-/// `-cpu`: the host's processor, or all that the translator knows.
+/// `-cpu`: the host's processor, or all that the translator knows but for fast string instructions: kernel
+/// and C library copy by bytes where a processor has them, and the translator really goes byte by byte.
 pub(super) fn cpu(accelerator: &Accelerator) -> Switch {
-    let name = if accelerator.is_kvm() { "host" } else { "max" };
+    let name = match accelerator.is_kvm() {
+        true => "host",
+        false => "max,erms=off,fsrm=off",
+    };
     switch("-cpu", name)
 }
 

@@ -256,6 +256,11 @@ mod tests {
             reason(refused(), Ok(Verdict::Processor)),
             "/dev/kvm: permission denied"
         );
+        let missing = Err(io::ErrorKind::NotFound.into());
+        assert_eq!(
+            reason(missing, Ok(Verdict::Processor)),
+            "/dev/kvm: entity not found"
+        );
         assert!(reason(Ok(()), Ok(Verdict::Interpreter)).contains("interprets"));
         let broken = Err(io::ErrorKind::Unsupported.into());
         assert!(reason(Ok(()), broken).contains("does not work"));
