@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install the command, our kernel when it has been built, and completions.
+# Install the command, our kernel when it has been built, and completions. The command is built for this machine,
+# with libvirt; with LIBVIRT=no it is the one static file, without libvirt, for machines of any distribution.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -9,7 +10,7 @@ root=${DESTDIR:-}$prefix
 
 # `sudo make install`: built as the user, whose compiler and kernel are used; only copied as root.
 if (($(id -u) == 0)) && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; then
-    exec sudo -H -u "$SUDO_USER" PREFIX="$prefix" DESTDIR="${DESTDIR:-}" "${BASH_SOURCE[0]}"
+    exec sudo -H -u "$SUDO_USER" PREFIX="$prefix" DESTDIR="${DESTDIR:-}" LIBVIRT="${LIBVIRT:-}" "${BASH_SOURCE[0]}"
 fi
 
 # copy MODE FILE TARGET: as root where we may not write.
@@ -35,8 +36,14 @@ completions() {
 }
 
 need_rust
-build_release
-binary=$(release_binary)
+if [ "${LIBVIRT:-}" = no ]; then
+    build_release
+    binary=$(release_binary)
+else
+    need_libvirt
+    build_installed
+    binary=$(installed_binary)
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 copy 755 "$binary" "$root/bin/apppot"

@@ -74,6 +74,18 @@ need_qemu() {
         "qemu-system-x86=$release" "qemu-utils=$release" || die "cannot install qemu-system-x86"
 }
 
+# libvirt's library, which the command is linked with where it is not one static file.
+need_libvirt() {
+    need_packages libvirt-dev pkgconf
+}
+
+# Its daemons, as tests start them. The package libvirt-daemon-system, which would start them at every boot of
+# this machine, is not needed.
+need_libvirt_daemons() {
+    need_libvirt
+    need_packages libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libxml2-utils
+}
+
 # ---- Rust -------------------------------------------------------------------------------------
 
 # Cargo.toml has it as rust-version.
@@ -164,6 +176,14 @@ build_release() {
     (cd "$repository" && RUSTFLAGS='-C target-feature=+crt-static' \
         cargo build --quiet --release --target "$target" --locked)
 }
+
+# For this machine, with libvirt, which cannot be linked into a static file.
+build_installed() {
+    say "building apppot with libvirt"
+    (cd "$repository" && cargo build --quiet --release --features libvirt --locked)
+}
+
+installed_binary() { echo "${CARGO_TARGET_DIR:-$repository/target}/release/apppot"; }
 
 target=x86_64-unknown-linux-gnu
 release_binary() { echo "${CARGO_TARGET_DIR:-$repository/target}/$target/release/apppot"; }

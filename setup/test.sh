@@ -19,12 +19,15 @@ check_scripts() {
 check_source() {
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked --quiet -- ${CI:+-D warnings}
+    cargo clippy --package apppot --package apppot-backends --all-targets --features libvirt --locked --quiet -- \
+        ${CI:+-D warnings}
 }
 
 # Unit tests, doc tests and the tests of the libraries.
 test_crates() {
     cargo test --workspace --exclude apppot --locked
     cargo test --package apppot --bins --locked
+    cargo test --package apppot-backends --features libvirt --locked --lib libvirt::
 }
 
 kernels() {
@@ -93,6 +96,17 @@ qemu_tests() {
         cargo test --package apppot --test e2e --locked -- --test-threads=2 "${@:2}"
 }
 
+# Once more on machines of libvirt's: what depends on who starts QEMU.
+test_libvirt() {
+    local kernel
+    kernel=${APPPOT_TEST_QEMU_KERNEL:-$(images/kernel/debian.sh)}
+    step "end to end with libvirt and $kernel"
+    APPPOT_TEST_BACKEND=libvirt APPPOT_TEST_KERNEL=$kernel \
+        cargo test --package apppot --features libvirt --test e2e --locked -- --test-threads=2 "${managed[@]}"
+}
+
+managed=(libvirt:: arguments:: binds:: ending::a_launcher_that_is_killed_leaves_nothing)
+
 everywhere=(arguments binds channels ending environment files images jobdir layout_disk network qemu snap status streams
     terminal users workload writes)
 
@@ -125,6 +139,7 @@ need_rust_tools
 need_packages shellcheck cpio procps passt mmdebstrap iproute2 user-mode-linux squashfs-tools erofs-utils fdisk e2fsprogs util-linux zstd xz-utils bzip2 libcap2-bin attr minisign skopeo umoci grub-common grub-pc-bin grub-efi-amd64-bin mtools ovmf kmod
 need_registry
 need_qemu
+need_libvirt_daemons
 need_test_user
 step "scripts"
 check_scripts
@@ -135,3 +150,4 @@ test_crates
 test_end_to_end
 test_channels
 test_qemu
+test_libvirt

@@ -10,9 +10,15 @@ use crate::config::Word;
 use crate::image::ImageCommand;
 use crate::units::{Cpus, Duration, Size};
 
+/// The version, and what this build was made without.
+const VERSION: &str = match cfg!(feature = "libvirt") {
+    true => env!("CARGO_PKG_VERSION"),
+    false => concat!(env!("CARGO_PKG_VERSION"), " (without libvirt)"),
+};
+
 /// Run a command inside a software appliance as if it were an ordinary program.
 #[derive(Debug, Parser)]
-#[command(name = "apppot", version, max_term_width = 100)]
+#[command(name = "apppot", version = VERSION, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) general: General,
@@ -211,9 +217,15 @@ pub(crate) struct MachineArgs {
     #[arg(long, requires = "changes", help_heading = "Appliance")]
     pub(crate) changes_any_base: bool,
 
-    /// The hypervisor: uml, qemu, or auto
+    /// The hypervisor: uml, qemu, libvirt (where this build has it), or auto
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub(crate) backend: Option<String>,
+    /// libvirt's daemon (default: LIBVIRT_DEFAULT_URI, else qemu:///session)
+    #[arg(long, value_name = "URI", help_heading = "Machine")]
+    pub(crate) connect: Option<String>,
+    /// libvirt: leave the guest's serial console to 'virsh console' (errors then do not show its last lines)
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) pty_console: bool,
     /// The guest kernel
     #[arg(short, long, value_name = "FILE", help_heading = "Machine")]
     pub(crate) kernel: Option<PathBuf>,

@@ -1,5 +1,7 @@
 //! `apppot doctor`: what this machine offers, what that means, what to do.
 
+#[cfg(feature = "libvirt")]
+mod libvirt;
 mod qemu;
 
 use std::io::IsTerminal;
@@ -96,6 +98,8 @@ fn checks(config: &Config) -> Vec<Check> {
         }
     }
     let mut checks: Vec<Check> = backends.into_iter().flatten().collect();
+    #[cfg(feature = "libvirt")]
+    checks.extend(libvirt::checks(config.connect.value.as_deref()));
     checks.extend([
         memory_backing(),
         address_space(),

@@ -94,6 +94,16 @@ impl Lost {
                 format!("the hypervisor failed with exit status {status}")
             }
             MachineEnd::Killed(signal) => format!("the hypervisor was ended by signal {signal}"),
+            MachineEnd::ShutDown => {
+                String::from("the guest powered off, or its kernel panicked or rebooted; libvirt does not say which")
+            }
+            MachineEnd::Destroyed => String::from("the machine was destroyed by someone else"),
+            MachineEnd::Died => {
+                String::from("the hypervisor failed; libvirt's log of the machine may say why")
+            }
+            MachineEnd::Disconnected => {
+                String::from("the connection to libvirt was lost, so the machine was ended")
+            }
         })
     }
 }

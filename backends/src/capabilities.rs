@@ -39,6 +39,9 @@ pub struct Capabilities {
     pub seccomp: bool,
     /// The most vCPUs.
     pub cpus: u32,
+    /// Whether its machines are started by a daemon, which others see and manage them with. Such a backend is
+    /// taken only when it is asked for.
+    pub managed: bool,
 }
 
 /// Checks `spec` against what `backend` can do, before anything is started.
@@ -89,6 +92,14 @@ pub fn check(backend: &'static str, can: &Capabilities, spec: &MachineSpec) -> R
     }
     if spec.network != Network::None && !can.user_network {
         return missing(String::from("connect the guest to the network"));
+    }
+    if spec.serial_terminal && !can.managed {
+        return missing(String::from(
+            "show the guest's console to others (--pty-console)",
+        ));
+    }
+    if spec.connect.is_some() && !can.managed {
+        return missing(String::from("connect to a daemon (--connect)"));
     }
     if spec.cpus > can.cpus {
         return missing(format!("have {} vCPUs ({} at most)", spec.cpus, can.cpus));

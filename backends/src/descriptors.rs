@@ -87,6 +87,12 @@ impl Given {
         }
     }
 
+    /// The initramfs.
+    #[cfg(feature = "libvirt")]
+    pub(crate) fn initramfs(&self) -> &Pieces {
+        &self.initramfs
+    }
+
     /// The initramfs, which then is not given as a file.
     pub(crate) fn take_initramfs(&mut self) -> Pieces {
         std::mem::take(&mut self.initramfs)

@@ -147,6 +147,16 @@ pub enum Error {
         /// What to do.
         hint: Option<String>,
     },
+    /// libvirt does not do what is wanted of it.
+    #[error("cannot {what}: {reason}")]
+    Libvirt {
+        /// What.
+        what: String,
+        /// What it says.
+        reason: String,
+        /// What to do.
+        hint: Option<&'static str>,
+    },
     /// Confinement was required and cannot be had.
     #[error("the machine cannot be confined: {reason}")]
     Containment {
@@ -193,7 +203,9 @@ impl Error {
             | Error::NoProgram { hint, .. } => String::from(*hint),
             Error::Memory { hint, .. } | Error::Limit { hint, .. } => hint.clone(),
             Error::Network { hint, .. } => return hint.clone(),
-            Error::Incapable { hint, .. } => return hint.map(String::from),
+            Error::Incapable { hint, .. } | Error::Libvirt { hint, .. } => {
+                return hint.map(String::from)
+            }
             Error::Containment { .. } => {
                 String::from("--containment auto runs without confinement where there is none")
             }

@@ -16,6 +16,8 @@ mod guest;
 pub mod image;
 pub mod initramfs;
 mod kernel_line;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 pub mod limits;
 mod machine;
 pub mod modules;
@@ -127,6 +129,14 @@ pub enum MachineEnd {
     Failed(i32),
     /// This signal ended the hypervisor.
     Killed(i32),
+    /// The guest powered off, or its processor was reset: what manages the hypervisor does not say which.
+    ShutDown,
+    /// Somebody else ended the machine, by whatever manages the hypervisor.
+    Destroyed,
+    /// The hypervisor ended, and what manages it does not say how.
+    Died,
+    /// What manages the hypervisor was lost, and the machine was ended.
+    Disconnected,
 }
 
 /// What a probe found.
@@ -146,6 +156,9 @@ pub struct Rendered {
     pub backend: &'static str,
     /// The hypervisor's arguments, the program first; lossy for bytes that are not UTF-8.
     pub argv: Vec<String>,
+    /// The machine as libvirt is told of it, where that starts the hypervisor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
     /// Programs that run beside the hypervisor, each with its arguments.
     pub helpers: Vec<Vec<String>>,
     /// What stands behind the descriptors that the arguments name.
@@ -181,5 +194,19 @@ pub struct Facts {
 /// Every backend of this build, in the order of preference.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Hypervisor>> {
-    vec![Box::new(uml::Uml), Box::new(qemu::Qemu)]
+    vec![
+        Box::new(uml::Uml),
+        Box::new(qemu::Qemu),
+        #[cfg(feature = "libvirt")]
+        Box::new(libvirt::Libvirt),
+    ]
+}
+
+/// Names of the backends that this build was made without.
+#[must_use]
+pub fn left_out() -> &'static [&'static str] {
+    match cfg!(feature = "libvirt") {
+        true => &[],
+        false => &["libvirt"],
+    }
 }

@@ -69,21 +69,25 @@ impl Format {
     /// # Errors
     /// There is no room in the directory for temporary files.
     pub(crate) fn vanishing(&self, image: &Path) -> Result<File> {
+        let directory = std::env::temp_dir();
+        let failed = "make a file for what the guest writes in";
+        let file = tempfile::tempfile_in(&directory).map_err(Error::file(failed, directory))?;
+        self.lay(&file, image)?;
+        Ok(file)
+    }
+
+    /// Makes `file`, a new one, an empty one for the image at `image`.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(crate) fn lay(&self, file: &File, image: &Path) -> Result<()> {
         let image = std::fs::canonicalize(image).map_err(Error::file("open image", image))?;
         let metadata = std::fs::metadata(&image).map_err(Error::file("open image", &image))?;
-        let directory = std::env::temp_dir();
         let (start, len) =
             (self.empty)(&Below::of(&image, &metadata)).map_err(|reason| refuse(&image, reason))?;
-        let make = || -> std::io::Result<File> {
-            let file = tempfile::tempfile_in(&directory)?;
-            file.write_all_at(&start, 0)?;
-            file.set_len(len)?;
-            Ok(file)
-        };
-        make().map_err(Error::file(
-            "make a file for what the guest writes in",
-            &directory,
-        ))
+        file.write_all_at(&start, 0)
+            .and_then(|()| file.set_len(len))
+            .map_err(Error::system("make a file for what the guest writes"))
     }
 
     /// Checks what [`Format::open`] would, without making or opening anything for writing.

@@ -30,7 +30,14 @@ impl Ring {
     /// # Errors
     /// The kernel gives no memory.
     pub fn new() -> io::Result<Self> {
-        let memory = File::from(memfd_create(c"apppot-ring", MFdFlags::MFD_CLOEXEC)?);
+        Self::over(memfd_create(c"apppot-ring", MFdFlags::MFD_CLOEXEC)?.into())
+    }
+
+    /// An empty ring in `memory`, a new file.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(crate) fn over(memory: File) -> io::Result<Self> {
         memory.set_len(SIZE)?;
         Ok(Ring {
             memory,

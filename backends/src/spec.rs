@@ -43,6 +43,11 @@ pub struct MachineSpec {
     pub contract: Contract,
     /// The way out of the guest.
     pub network: Network,
+    /// Whether the guest's serial console is a terminal for those who manage the machine, instead of the
+    /// launcher's to read.
+    pub serial_terminal: bool,
+    /// The URI of what manages machines, when the user has chosen one.
+    pub connect: Option<String>,
     /// Whether the hypervisor's process is confined.
     pub containment: Containment,
     /// Whether UML may use its seccomp mode.

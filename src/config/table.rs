@@ -85,6 +85,8 @@ const GRACE: Duration = Duration(std::time::Duration::from_secs(4));
 keys! {
     image "image": PathBuf => PathBuf = PathBuf::from("host"), "", ["APPPOT_IMAGE"];
     backend "backend": String => String = String::from("auto"), "", ["APPPOT_BACKEND"];
+    /// `None`: see `apppot_backends::libvirt::connection::uri`.
+    connect "connect": String => Option<String> = None, "(LIBVIRT_DEFAULT_URI, else qemu:///session)", ["APPPOT_CONNECT"];
     kernel "kernel": PathBuf => Option<PathBuf> = None, "(the first one found)", ["APPPOT_KERNEL"];
     /// `None`: what the host offers, within reason. `APPPOT_MEM` is the name that the first AppPot had.
     memory "memory": Size => Option<Size> = None, "(what fits, 2G at most)", ["APPPOT_MEMORY", "APPPOT_MEM"];

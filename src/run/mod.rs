@@ -223,6 +223,7 @@ fn select(name: &str, kernel: Option<&Path>) -> Result<Box<dyn Hypervisor>> {
     let names: Vec<&str> = backends.iter().map(|backend| backend.name()).collect();
     let names = names.join(", ");
     if name == "auto" {
+        backends.retain(|backend| !backend.capabilities().managed);
         let probed: Vec<_> = backends
             .iter()
             .map(|backend| backend.probe(kernel))
@@ -239,6 +240,10 @@ fn select(name: &str, kernel: Option<&Path>) -> Result<Box<dyn Hypervisor>> {
     }
     match backends.iter().position(|backend| backend.name() == name) {
         Some(index) => Ok(backends.swap_remove(index)),
+        None if apppot_backends::left_out().contains(&name) => Err(hinted(
+            format!("this build of apppot has no backend '{name}'"),
+            "a static file cannot have it; 'make install' builds apppot with it",
+        )),
         None => Err(hinted(
             format!("there is no backend '{name}'"),
             format!("backends of this build: {names}, auto"),

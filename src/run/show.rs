@@ -39,6 +39,10 @@ pub(super) fn dry_run(
     for helper in &rendered.helpers {
         print_out(&format!("helper: {}\n", helper.join(" ")));
     }
+    if let Some(domain) = &rendered.domain {
+        print_out(&format!("domain:\n{domain}"));
+        return Ok(0);
+    }
     print_out("command:\n");
     rendered
         .argv

@@ -35,6 +35,7 @@ pub(super) fn options(args: &MachineArgs) -> Values {
     Values {
         image: args.image.clone(),
         backend: args.backend.clone(),
+        connect: args.connect.clone(),
         kernel: args.kernel.clone(),
         memory: args.memory,
         cpus: args.cpus,
@@ -114,6 +115,12 @@ pub(super) fn specify(
         shares,
         disks: Vec::new(),
         live: None,
+        serial_terminal: args.pty_console,
+        connect: match backend.capabilities().managed {
+            true => config.connect.value.clone(),
+            // A configured one is for those machines.
+            false => args.connect.clone(),
+        },
         contract,
         network: config.network.value,
         containment: config.containment.value,

@@ -35,6 +35,7 @@ mod images;
 mod import;
 mod jobdir;
 mod layout_disk;
+mod libvirt;
 mod network;
 mod options;
 mod publish;

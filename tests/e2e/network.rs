@@ -222,7 +222,7 @@ fn a_dry_run_shows_the_helper() {
     let run = job.run(&["true"]).with(&["--network", "user", "--dry-run"]);
     let interface = match job.site.backend {
         Backend::Uml => "vec0:transport=fd",
-        Backend::Qemu => "virtio-net-pci",
+        Backend::Qemu | Backend::Libvirt => "virtio-net-pci",
     };
     run.go().exits(0).shows(&[
         "helper: ",

@@ -50,6 +50,7 @@ fn changes_come_whichever_way_the_jobs_files_travel() {
     let channels: &[&str] = match job.site.backend {
         Backend::Uml => &["hostfs", "link", "disk"],
         Backend::Qemu => &["9p", "link", "disk"],
+        Backend::Libvirt => &["9p", "link"],
     };
     job.put("input", "from the host\n");
     for channel in channels {

@@ -81,7 +81,7 @@ fn the_time_limit_asks_first() {
     // The boot counts.
     let limit = match job.site.backend {
         Backend::Uml => "8s",
-        Backend::Qemu => "15s",
+        Backend::Qemu | Backend::Libvirt => "15s",
     };
     let script = "trap 'echo saved >file; exit 0' TERM; while :; do sleep 0.1; done";
     job.sh(script)

@@ -19,7 +19,7 @@ use crate::spec::{Firmware, MachineSpec};
 use crate::{Error, Result};
 
 /// The item, below `opt/` as the specification asks, whose file the agent looks for.
-const ITEM: &str = "opt/org.apppot/contract";
+pub(crate) const ITEM: &str = "opt/org.apppot/contract";
 
 /// UEFI firmware: OVMF's two files, where distributions have them.
 const OVMF: &[(&str, &str)] = &[
@@ -45,7 +45,7 @@ const HINT: &str = "install the package ovmf, or use --firmware bios";
 
 /// What starts the guest.
 #[derive(Debug)]
-pub(super) enum Start {
+pub(crate) enum Start {
     /// QEMU loads our kernel.
     Kernel(Kernel),
     /// QEMU's own BIOS.
@@ -59,7 +59,7 @@ impl Start {
     ///
     /// # Errors
     /// It is not to be had here.
-    pub(super) fn find(spec: &MachineSpec, needed: &[&str]) -> Result<Self> {
+    pub(crate) fn find(spec: &MachineSpec, needed: &[&str]) -> Result<Self> {
         Ok(match spec.firmware {
             Firmware::None => Start::Kernel(Kernel::find(spec.kernel.as_deref(), needed)?),
             Firmware::Bios => Start::Bios,
@@ -68,7 +68,7 @@ impl Start {
     }
 
     /// The kernel, if it is ours.
-    pub(super) fn kernel(&self) -> Option<&Kernel> {
+    pub(crate) fn kernel(&self) -> Option<&Kernel> {
         match self {
             Start::Kernel(kernel) => Some(kernel),
             Start::Bios | Start::Uefi(_) => None,
@@ -76,7 +76,7 @@ impl Start {
     }
 
     /// The file that QEMU opens by its path.
-    pub(super) fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             Start::Kernel(kernel) => Some(&kernel.path),
             Start::Bios => None,
@@ -90,7 +90,8 @@ impl Start {
     /// There is no room for them, or a file cannot be read.
     pub(super) fn give(&self, given: &mut Descriptors, contract: Option<&str>) -> Result<()> {
         if let Start::Uefi(ovmf) = self {
-            given.add(descriptor::VARIABLES, ovmf.variables()?);
+            let variables = in_memory(c"apppot-variables", &ovmf.variables()?)?;
+            given.add(descriptor::VARIABLES, variables);
         }
         if let Some(text) = contract {
             given.add(
@@ -115,7 +116,7 @@ impl fmt::Display for Start {
 
 /// UEFI firmware in files.
 #[derive(Debug, Clone)]
-pub(super) struct Ovmf {
+pub(crate) struct Ovmf {
     /// The program, which is only read.
     code: PathBuf,
     /// What its variables are before the first boot. Every machine has its own.
@@ -147,11 +148,10 @@ impl Ovmf {
     /// The variables of one machine.
     ///
     /// # Errors
-    /// They cannot be read or kept.
-    fn variables(&self) -> Result<OwnedFd> {
+    /// They cannot be read.
+    pub(crate) fn variables(&self) -> Result<Vec<u8>> {
         let path = &self.variables;
-        let content = std::fs::read(path).map_err(Error::file("read firmware", path))?;
-        in_memory(c"apppot-variables", &content)
+        std::fs::read(path).map_err(Error::file("read firmware", path))
     }
 
     /// `-machine`, `-blockdev`: as flash memory.
@@ -179,7 +179,7 @@ pub(super) fn contract_arguments() -> Vec<OsString> {
 ///
 /// # Errors
 /// The contract cannot be written so that the agent reads the same, or is too long.
-pub(super) fn document(contract: &Contract) -> Result<String> {
+pub(crate) fn document(contract: &Contract) -> Result<String> {
     contract.check()?;
     let text = document::encode(contract);
     // Reading it back is how its length is checked, too.

@@ -113,7 +113,7 @@ impl Kernel {
     ///
     /// # Errors
     /// They do not.
-    pub(super) fn check_memory(&self, memory: u64, initramfs: u64) -> Result<()> {
+    pub(crate) fn check_memory(&self, memory: u64, initramfs: u64) -> Result<()> {
         // The initramfs is there twice while it is unpacked.
         let least = (self.end + 2 * initramfs + ROOM).next_multiple_of(1 << 20);
         if memory >= least {
@@ -131,7 +131,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel lacks one of the drivers.
-    pub(super) fn modules(&self, drivers: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(crate) fn modules(&self, drivers: &[&str]) -> Result<Vec<PathBuf>> {
         let mut wanted = Vec::new();
         for &driver in drivers {
             if modules::lists(&self.built_in, driver) {
@@ -328,11 +328,11 @@ fn first_word(text: &[u8]) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A kernel file, with a module directory beside it.
-    pub(in super::super) fn kernel(
+    pub(crate) fn kernel(
         bytes: &[u8],
         built_in: &str,
         loadable: &str,
@@ -347,7 +347,7 @@ pub(super) mod tests {
         (directory, path)
     }
 
-    pub(in super::super) fn bzimage() -> Vec<u8> {
+    pub(crate) fn bzimage() -> Vec<u8> {
         let mut bytes = vec![0; 2048];
         bytes[0x202..0x206].copy_from_slice(b"HdrS");
         bytes[0x20e..0x210].copy_from_slice(&0x300u16.to_le_bytes());

@@ -8,14 +8,14 @@
 //! and boot loader are not used. Directories are shared by 9P.
 
 mod arguments;
-mod firmware;
-mod guest;
+pub(crate) mod firmware;
+pub(crate) mod guest;
 pub mod kernel;
 pub mod kvm;
 mod machine;
 mod monitor;
-mod overlay;
-mod plan;
+pub(crate) mod overlay;
+pub(crate) mod plan;
 pub mod program;
 mod virtiofs;
 
@@ -66,6 +66,7 @@ impl Hypervisor for Qemu {
             seccomp: false,
             // Beyond 255 the machine needs an interrupt remapper.
             cpus: 255,
+            managed: false,
         }
     }
 

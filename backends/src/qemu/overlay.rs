@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::overlay::{number, Below, Empty, Format};
 
 /// The format.
-pub(super) const QCOW2: Format = Format {
+pub(crate) const QCOW2: Format = Format {
     empty,
     header: CLUSTER as usize,
     read,

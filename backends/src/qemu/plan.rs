@@ -133,6 +133,7 @@ impl Plan {
         Rendered {
             backend,
             argv: crate::process::shown(self.program.path.as_os_str(), &self.args),
+            domain: None,
             helpers: self.helpers(),
             descriptors: self.descriptors(),
             environment: Vec::new(),
@@ -273,4 +274,4 @@ fn args(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -51,6 +51,7 @@ impl Hypervisor for Uml {
             seccomp: true,
             // CONFIG_NR_CPUS of UML is at most 64.
             cpus: 64,
+            managed: false,
         }
     }
 

@@ -99,6 +99,7 @@ impl Plan {
         Rendered {
             backend,
             argv: crate::process::shown(self.kernel.path.as_os_str(), &self.args),
+            domain: None,
             helpers: self.passt.iter().map(Passt::shown).collect(),
             descriptors: self.descriptors(),
             environment: self.memory.environment(),

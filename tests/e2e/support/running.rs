@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
-use super::{eventually, processes};
+use super::{daemon, eventually, processes, site};
 
 /// What has come out of a pipe so far.
 #[derive(Debug, Default)]
@@ -96,6 +96,10 @@ impl Running {
     /// The machine's first process.
     pub(crate) fn machine(&self, kernel: &std::path::Path) -> u32 {
         let kernel = std::fs::canonicalize(kernel).unwrap();
+        if let Some(daemon) = site().and_then(|site| site.daemon) {
+            let guest = daemon::guests(daemon, self.pid());
+            return *guest.first().expect("no machine runs");
+        }
         let below = processes::descendants(self.pid());
         let found = below
             .into_iter()
@@ -172,6 +176,12 @@ impl Running {
         self.status = Some(status);
         let elapsed = self.started.elapsed();
         processes::assert_no_orphans();
+        if let Some(daemon) = site().and_then(|site| site.daemon) {
+            let pid = self.pid();
+            eventually("its machine is gone", || {
+                daemon::guests(daemon, pid).is_empty()
+            });
+        }
         eventually("its output is closed", || {
             *self.stdout.ended.lock().unwrap() && *self.stderr.ended.lock().unwrap()
         });

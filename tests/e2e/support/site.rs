@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::{processes, tools};
+use super::{daemon, processes, tools};
 
 /// Who runs the machines.
 #[derive(Debug, Clone)]
@@ -22,6 +22,7 @@ pub(crate) struct User {
 pub(crate) enum Backend {
     Uml,
     Qemu,
+    Libvirt,
 }
 
 impl Backend {
@@ -30,6 +31,7 @@ impl Backend {
         match self {
             Backend::Uml => "uml",
             Backend::Qemu => "qemu",
+            Backend::Libvirt => "libvirt",
         }
     }
 }
@@ -47,6 +49,8 @@ pub(crate) struct Site {
     pub(crate) user: User,
     /// The helper that the channel virtiofs takes, when it is to be tested.
     pub(crate) virtiofsd: Option<PathBuf>,
+    /// The process below which libvirt's machines are.
+    pub(crate) daemon: Option<u32>,
     /// Whether we can be any user.
     pub(crate) is_root: bool,
 }
@@ -160,6 +164,7 @@ fn find() -> Result<Site, String> {
         kernel: find_kernel()?,
         hypervisor: PathBuf::new(),
         virtiofsd: None,
+        daemon: None,
         stage,
         user,
         is_root,
@@ -180,15 +185,19 @@ fn find() -> Result<Site, String> {
     site.virtiofsd = virtiofsd.map(|path| lend(&site, Path::new(&path), "virtiofsd"));
     site.hypervisor = match backend {
         Backend::Uml => site.kernel.clone(),
-        Backend::Qemu => tools::find("qemu-system-x86_64")
+        Backend::Qemu | Backend::Libvirt => tools::find("qemu-system-x86_64")
             .ok_or("there is no qemu-system-x86_64: install the package qemu-system-x86")?,
+    };
+    site.daemon = match backend {
+        Backend::Libvirt => Some(daemon::start(&site, &site.stage.join("runtime"))?),
+        Backend::Uml | Backend::Qemu => None,
     };
     Ok(site)
 }
 
 fn find_backend() -> Result<Backend, String> {
     let name = std::env::var("APPPOT_TEST_BACKEND").unwrap_or_else(|_| String::from("uml"));
-    [Backend::Uml, Backend::Qemu]
+    [Backend::Uml, Backend::Qemu, Backend::Libvirt]
         .into_iter()
         .find(|backend| backend.name() == name)
         .ok_or_else(|| format!("APPPOT_TEST_BACKEND: there is no backend {name}"))
@@ -279,6 +288,7 @@ fn make_stage() -> PathBuf {
 
 extern "C" fn remove_stage() {
     if let Some(site) = site() {
+        daemon::stop(site);
         let _ = std::fs::remove_dir_all(&site.stage);
     }
 }

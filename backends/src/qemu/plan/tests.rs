@@ -14,11 +14,11 @@ use crate::spec::{Changes, Seccomp, Share};
 use crate::stamp::Stamp;
 use crate::Error;
 
-const BUILT_IN: &str = "kernel/drivers/virtio/virtio_pci.ko\nkernel/drivers/char/virtio_console.ko\n\
+pub(crate) const BUILT_IN: &str = "kernel/drivers/virtio/virtio_pci.ko\nkernel/drivers/char/virtio_console.ko\n\
     kernel/net/9p/9pnet_virtio.ko\nkernel/fs/9p/9p.ko\nkernel/drivers/char/hw_random/virtio-rng.ko\n\
     kernel/drivers/block/virtio_blk.ko\nkernel/fs/ext4/ext4.ko\n";
 
-fn spec() -> MachineSpec {
+pub(crate) fn spec() -> MachineSpec {
     MachineSpec {
         image: Image {
             path: PathBuf::from("/images/debian, small.img"),
@@ -43,6 +43,8 @@ fn spec() -> MachineSpec {
         }],
         disks: Vec::new(),
         live: None,
+        serial_terminal: false,
+        connect: None,
         shares: vec![
             Share {
                 host: PathBuf::from("/home/ada/a,b"),

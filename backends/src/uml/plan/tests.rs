@@ -58,6 +58,8 @@ impl Place {
             }],
             disks: Vec::new(),
             live: None,
+            serial_terminal: false,
+            connect: None,
             contract: Contract {
                 id: String::from("job1"),
                 jobdir: PathBuf::from("/home/ada/a job"),

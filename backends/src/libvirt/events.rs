@@ -1,0 +1,208 @@
+//! What libvirt says of a domain while it runs. The crate `virt` has no safe way to hear it, so this is the one
+//! place that calls libvirt's C functions.
+//!
+//! libvirt calls back from its event loop, which has a thread of its own here, for as long as the process
+//! lives. Callbacks only write down what they are told and wake whoever waits.
+
+use std::ffi::{c_int, c_void, CStr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use virt::connect::Connect;
+use virt_sys as sys;
+
+use super::connection::failed;
+use crate::{Error, MachineEnd, Result};
+
+/// What has been heard of one domain.
+#[derive(Debug)]
+pub(super) struct Watch {
+    heard: Mutex<Option<MachineEnd>>,
+    /// Readable when the domain has ended or nothing more will be heard.
+    ended: EventFd,
+    uuid: String,
+}
+
+impl Watch {
+    /// Nothing yet, of the domain with this UUID.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub(super) fn new(uuid: &str) -> Result<Arc<Self>> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let ended = EventFd::from_flags(flags).map_err(Error::system("watch the machine"))?;
+        Ok(Arc::new(Watch {
+            heard: Mutex::default(),
+            ended,
+            uuid: uuid.to_owned(),
+        }))
+    }
+
+    /// A descriptor that becomes readable at the end.
+    pub(super) fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn end(&self) -> Option<MachineEnd> {
+        *self.heard()
+    }
+
+    /// It has ended like this; what was heard first holds.
+    pub(super) fn set_end(&self, end: MachineEnd) {
+        self.heard().get_or_insert(end);
+        // Fails only when it is readable anyway.
+        let _ = self.ended.write(1);
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, Option<MachineEnd>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An event of the domain's life, and its detail.
+    fn lifecycle(&self, event: u32, detail: u32) {
+        match event {
+            sys::VIR_DOMAIN_EVENT_CRASHED => self.set_end(MachineEnd::Panicked),
+            sys::VIR_DOMAIN_EVENT_STOPPED => self.set_end(stopped(detail)),
+            _ => {}
+        }
+    }
+}
+
+/// What a domain's stop with this detail means. Where a reset is to end the machine, QEMU reports it like a
+/// shutdown.
+fn stopped(detail: u32) -> MachineEnd {
+    match detail {
+        sys::VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN => MachineEnd::ShutDown,
+        sys::VIR_DOMAIN_EVENT_STOPPED_DESTROYED
+        | sys::VIR_DOMAIN_EVENT_STOPPED_MIGRATED
+        | sys::VIR_DOMAIN_EVENT_STOPPED_SAVED => MachineEnd::Destroyed,
+        sys::VIR_DOMAIN_EVENT_STOPPED_CRASHED => MachineEnd::Panicked,
+        _ => MachineEnd::Died,
+    }
+}
+
+/// Starts libvirt's event loop, which must be there before a connection is made. Once a process.
+///
+/// # Errors
+/// There is no thread.
+pub(super) fn start_loop() -> Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| {
+        // SAFETY: takes nothing; called once, before any connection that events are wanted of.
+        if unsafe { sys::virEventRegisterDefaultImpl() } < 0 {
+            result = Err(std::io::Error::other("libvirt has no event loop"));
+            return;
+        }
+        let thread = std::thread::Builder::new().name(String::from("libvirt"));
+        let endless = thread.spawn(|| loop {
+            // SAFETY: takes nothing; the default implementation has been registered. It returns after
+            // each round; a round that fails is over, too.
+            unsafe { sys::virEventRunDefaultImpl() };
+        });
+        result = endless.map(drop);
+    });
+    result.map_err(Error::system("listen to libvirt"))
+}
+
+/// Has `watch` hear of its domain, and of the connection's end, for as long as the connection is open.
+///
+/// # Errors
+/// The daemon refuses.
+pub(super) fn listen(connect: &Connect, watch: &Arc<Watch>) -> Result<()> {
+    type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+    // SAFETY: libvirt's own way (VIR_DOMAIN_EVENT_CALLBACK): it calls the function as what the event's number
+    // says, which for VIR_DOMAIN_EVENT_ID_LIFECYCLE are these parameters.
+    let lifecycle = unsafe {
+        std::mem::transmute::<
+            unsafe extern "C" fn(
+                sys::virConnectPtr,
+                sys::virDomainPtr,
+                c_int,
+                c_int,
+                *mut c_void,
+            ) -> c_int,
+            Generic,
+        >(on_lifecycle)
+    };
+    let given = Arc::into_raw(Arc::clone(watch)).cast_mut().cast();
+    // SAFETY: the connection is open; no domain: events of all of them. The watch is given away, and `forget`
+    // gives it back when libvirt has no more use for it.
+    let id = unsafe {
+        sys::virConnectDomainEventRegisterAny(
+            connect.as_ptr(),
+            std::ptr::null_mut(),
+            sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
+            Some(lifecycle),
+            given,
+            Some(forget),
+        )
+    };
+    taken(id, given)?;
+    let watch = Arc::into_raw(Arc::clone(watch)).cast_mut().cast();
+    // SAFETY: as above.
+    let result = unsafe {
+        sys::virConnectRegisterCloseCallback(connect.as_ptr(), Some(on_close), watch, Some(forget))
+    };
+    taken(result, watch)
+}
+
+/// Whether libvirt has taken a callback, and the watch with it.
+fn taken(result: c_int, watch: *mut c_void) -> Result<()> {
+    if result >= 0 {
+        return Ok(());
+    }
+    let error = virt::error::Error::last_error();
+    // SAFETY: libvirt has not taken it, so it is ours.
+    unsafe { forget(watch) };
+    Err(failed("listen to libvirt")(error))
+}
+
+/// Gives a watch back.
+unsafe extern "C" fn forget(watch: *mut c_void) {
+    // SAFETY: comes from `Arc::into_raw` in `listen`; called once for each.
+    drop(unsafe { Arc::from_raw(watch.cast_const().cast::<Watch>()) });
+}
+
+/// The watch, when it is this domain's.
+///
+/// # Safety
+/// `watch` was given away in `listen` and has not come back; `domain` is a domain of libvirt's.
+unsafe fn of<'a>(watch: *mut c_void, domain: sys::virDomainPtr) -> Option<&'a Watch> {
+    let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
+    // SAFETY: the buffer is as long as the function wants it; it ends in NUL where the call succeeds.
+    let name = unsafe {
+        if sys::virDomainGetUUIDString(domain, uuid.as_mut_ptr()) < 0 {
+            return None;
+        }
+        CStr::from_ptr(uuid.as_ptr())
+    };
+    // SAFETY: see above.
+    let watch = unsafe { &*watch.cast_const().cast::<Watch>() };
+    (name.to_bytes() == watch.uuid.as_bytes()).then_some(watch)
+}
+
+unsafe extern "C" fn on_lifecycle(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    event: c_int,
+    detail: c_int,
+    watch: *mut c_void,
+) -> c_int {
+    // SAFETY: libvirt passes what it was given in `listen`.
+    if let Some(watch) = unsafe { of(watch, domain) } {
+        watch.lifecycle(event as u32, detail as u32);
+    }
+    0
+}
+
+unsafe extern "C" fn on_close(_: sys::virConnectPtr, _reason: c_int, watch: *mut c_void) {
+    // SAFETY: libvirt passes what it was given in `listen`, and it has not come back yet.
+    let watch = unsafe { &*watch.cast_const().cast::<Watch>() };
+    watch.set_end(MachineEnd::Disconnected);
+}
+
+#[cfg(test)]
+mod tests;

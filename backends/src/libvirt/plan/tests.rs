@@ -1,0 +1,189 @@
+//! What a domain looks like, for a host that is made up.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use apppot_contract::{Stdin, Workload};
+
+use super::*;
+use crate::image::ImageKind;
+use crate::qemu::kernel::tests::{bzimage, kernel};
+use crate::qemu::kernel::Kernel;
+use crate::qemu::plan::tests::{spec, BUILT_IN};
+use crate::spec::Firmware;
+
+fn start(built_in: &str) -> Start {
+    let (_directory, path) = kernel(&bzimage(), built_in, "");
+    let mut kernel = Kernel::inspect(&path).unwrap();
+    kernel.path = PathBuf::from("/boot/vmlinuz");
+    Start::Kernel(kernel)
+}
+
+fn plan(spec: &MachineSpec, start: Start, accelerator: Accelerator) -> Plan {
+    let daemon = (String::from("qemu:///session"), String::from("9.0.0"));
+    let place = PathBuf::from("/tmp/.apppot-0");
+    let uuid = String::from("8c1d02b5-3a52-4a3e-9d1a-5b7e1a2f3c4d");
+    Plan::with(spec, start, accelerator, daemon, place, uuid).unwrap()
+}
+
+fn software() -> Accelerator {
+    Accelerator::Tcg {
+        reason: String::from("there is no KVM"),
+    }
+}
+
+/// The domain's XML, which libvirt's own schemas allow, with what is of this test's host made up.
+fn shown(plan: &Plan) -> String {
+    let xml = plan.describe().unwrap().xml;
+    validate(&xml);
+    let caller = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap();
+    let caller = caller.map(|caller| format!(">{}</apppot:started-by", caller.name));
+    xml.replace(&caller.unwrap_or_default(), ">ada</apppot:started-by")
+}
+
+fn validate(xml: &str) {
+    let spawned = Command::new("virt-xml-validate")
+        .args(["-", "domain"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = spawned else {
+        let is_ci = std::env::var_os("CI").is_some();
+        assert!(!is_ci, "virt-xml-validate is not installed");
+        eprintln!("skipped: virt-xml-validate is not installed (libvirt-clients)");
+        return;
+    };
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(xml.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{xml}");
+}
+
+#[test]
+fn a_domain_that_writes_into_its_image() {
+    let plan = plan(&spec(), start(BUILT_IN), software());
+    insta::assert_snapshot!(shown(&plan));
+}
+
+#[test]
+fn a_domain_in_a_directory_with_kvm() {
+    let mut spec = spec();
+    spec.image.path = PathBuf::from("/");
+    spec.image.kind = ImageKind::Directory;
+    spec.image.filesystem = None;
+    spec.writes = Writes::Memory;
+    spec.changes.clear();
+    spec.serial_terminal = true;
+    let built_in = format!("{BUILT_IN}kernel/fs/overlayfs/overlay.ko\n");
+    let plan = plan(&spec, start(&built_in), Accelerator::Kvm);
+    insta::assert_snapshot!(shown(&plan));
+}
+
+#[test]
+fn a_domain_that_a_bios_starts() {
+    let spec = MachineSpec {
+        firmware: Firmware::Bios,
+        writes: Writes::Memory,
+        extra: Vec::new(),
+        ..spec()
+    };
+    let plan = plan(&spec, Start::Bios, software());
+    insta::assert_snapshot!(shown(&plan));
+    let document = plan.contract.unwrap();
+    assert!(!document.contains("apppot.root"), "{document}");
+    assert!(document.contains("apppot.link=/dev/vport0p1"), "{document}");
+}
+
+#[test]
+fn overlay_files_are_above_the_image() {
+    let mut spec = spec();
+    spec.writes = Writes::Overlay(PathBuf::from("/over & <out>"));
+    let shown = shown(&plan(&spec, start(BUILT_IN), software()));
+    let overlay = shown
+        .find("<source file=\"/over &amp; &lt;out&gt;\"/>")
+        .unwrap();
+    let below = shown
+        .find("<source file=\"/images/debian, small.img\"/>")
+        .unwrap();
+    assert!(shown.contains("type=\"qcow2\""), "{shown}");
+    assert!(overlay < below, "{shown}");
+}
+
+#[test]
+fn any_name_is_carried() {
+    for name in [
+        &b"/a<b>&\"'c]]>--"[..],
+        b"/\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80",
+        b"/two  spaces ",
+        b"/line\nbreak",
+        b"/tab\there",
+        b"/bad\xff\xfebytes",
+        b"/escape\x1b[0m",
+    ] {
+        let path = Path::new(OsStr::from_bytes(name));
+        let mut spec = spec();
+        spec.shares[0].host = path.to_owned();
+        spec.contract.jobdir = path.to_owned();
+        spec.contract.workload = Workload::Command(vec![OsStr::from_bytes(name).to_owned()]);
+        let plan = plan(&spec, start(BUILT_IN), software());
+        shown(&plan);
+        let described = plan.describe().unwrap();
+        let carried = match described.links.as_slice() {
+            [] => path.to_str().unwrap().to_owned(),
+            [(link, target)] => {
+                assert_eq!(target, path);
+                plan.place.join(link).to_str().unwrap().to_owned()
+            }
+            more => panic!("{more:?}"),
+        };
+        assert_eq!(attribute(&described.xml, "dir").as_deref(), Some(&*carried));
+    }
+}
+
+/// The first `<source>`'s attribute, as another implementation reads it.
+fn attribute(xml: &str, name: &str) -> Option<String> {
+    use quick_xml::events::Event;
+    let mut reader = quick_xml::Reader::from_str(xml);
+    loop {
+        match reader.read_event().unwrap() {
+            Event::Eof => return None,
+            Event::Empty(element) if element.name().as_ref() == b"source" => {
+                let found = element.try_get_attribute(name).unwrap();
+                if let Some(found) = found {
+                    let value = found
+                        .normalized_value(quick_xml::XmlVersion::Implicit1_0)
+                        .unwrap();
+                    return Some(value.into_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn what_is_too_long_goes_by_the_link() {
+    let mut spec = spec();
+    spec.contract.workload = Workload::Command(vec!["x".repeat(3000).into()]);
+    spec.contract.stdin = Stdin::Null;
+    let plan = plan(&spec, start(BUILT_IN), software());
+    assert!(plan.document.is_some());
+    assert!(shown(&plan).contains("apppot.contract=link"));
+}
+
+#[test]
+fn confinement_cannot_be_required() {
+    let mut spec = spec();
+    spec.containment = Containment::Required;
+    let error = Plan::make(&Libvirt, &spec).unwrap_err();
+    assert!(matches!(error, Error::Containment { .. }), "{error}");
+}

@@ -1,0 +1,238 @@
+//! What is libvirt's alone.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{daemon, eventually, processes, site, Backend, Input, Job, Site};
+
+/// A job directory where machines are libvirt's.
+fn job() -> Option<(Job, &'static Site)> {
+    let site = site()?;
+    (site.backend == Backend::Libvirt).then(Job::new)??;
+    Some((Job::new()?, site))
+}
+
+/// What `virsh` prints.
+fn virsh(site: &Site, args: &[&str]) -> String {
+    let output = processes::output(&mut daemon::virsh(site, &site.stage.join("runtime"), args));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn is_listed(site: &Site, id: &str) -> bool {
+    virsh(site, &["list", "--all", "--name"])
+        .lines()
+        .any(|line| line.trim() == id)
+}
+
+#[test]
+fn the_machine_is_seen_and_explains_itself() {
+    let Some((job, site)) = job() else { return };
+    let mut running = job
+        .sh("echo up; cat")
+        .with(&["--id", "seen.job_1"])
+        .input(Input::Open)
+        .start();
+    running.until_it_prints("up");
+    assert!(is_listed(site, "seen.job_1"));
+    let xml = virsh(site, &["dumpxml", "seen.job_1"]);
+    for part in [
+        "<apppot:id>seen.job_1</apppot:id>",
+        "<apppot:image>/</apppot:image>",
+        &format!("<apppot:started-by>{}</apppot:started-by>", site.user.name),
+        &format!(
+            "<apppot:directory>{}</apppot:directory>",
+            job.path().display()
+        ),
+    ] {
+        assert!(xml.contains(part), "{part} in {xml}");
+    }
+    let id = virsh(site, &["dominfo", "seen.job_1"]);
+    assert!(id.contains("Persistent:     no"), "{id}");
+    running.end_input();
+    running.finish().exits(0);
+    assert!(!is_listed(site, "seen.job_1"));
+}
+
+#[test]
+fn two_jobs_of_one_name_are_refused() {
+    let Some((job, _)) = job() else { return };
+    let mut first = job
+        .sh("echo up; cat")
+        .with(&["--id", "twice"])
+        .input(Input::Open)
+        .start();
+    first.until_it_prints("up");
+    let second = job.sh("true").with(&["--id", "twice"]).go().exits(125);
+    second.says(&["'twice'", "already exists", "hint: ", "--id"]);
+    first.end_input();
+    first.finish().exits(0).prints("up\n");
+}
+
+#[test]
+fn destroyed_from_outside() {
+    let Some((job, site)) = job() else { return };
+    let running = job
+        .sh("echo up; sleep 600")
+        .with(&["--id", "victim"])
+        .start();
+    running.until_it_prints("up");
+    virsh(site, &["destroy", "victim"]);
+    let done = running.finish().exits(125);
+    done.says(&["error: ", "destroyed by someone else"]);
+}
+
+#[test]
+fn a_request_that_the_guest_ignores_ends_nothing() {
+    let Some((job, site)) = job() else { return };
+    let mut running = job
+        .sh("echo up; cat")
+        .with(&["--id", "asked"])
+        .input(Input::Open)
+        .start();
+    running.until_it_prints("up");
+    for request in ["shutdown", "reboot"] {
+        virsh(site, &[request, "asked", "--mode", "acpi"]);
+    }
+    running.type_in("still here\n");
+    running.until_it_prints("still here");
+    running.end_input();
+    running.finish().exits(0);
+}
+
+#[test]
+fn a_killed_launcher_leaves_no_domain() {
+    let Some((job, site)) = job() else { return };
+    let running = job.sh("echo up; sleep 600").start();
+    let id = format!("apppot-{}", running.pid());
+    running.until_it_prints("up");
+    let machine = running.machine(&site.hypervisor);
+    running.signal(libc::SIGKILL);
+    let killed = Instant::now();
+    eventually("QEMU is gone", || processes::executable(machine).is_none());
+    eventually("the domain is gone", || !is_listed(site, &id));
+    // Half of this is virsh's own on a busy machine.
+    assert!(
+        killed.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        killed.elapsed()
+    );
+    assert_eq!(running.finish().signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn the_console_is_there_when_asked_for() {
+    let Some((job, site)) = job() else { return };
+    let script =
+        "echo up; while [ ! -e stop ]; do echo from the guest >/dev/ttyS0; sleep 0.2; done";
+    let options = ["--id", "console", "--pty-console", "--root"];
+    let running = job.sh(script).with(&options).start();
+    running.until_it_prints("up");
+    // script(1) gives it the terminal that it wants.
+    let name = daemon::virsh(
+        site,
+        &site.stage.join("runtime"),
+        &["console", "console", "--force"],
+    );
+    let words: Vec<String> = std::iter::once(name.get_program())
+        .chain(name.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let mut typed = std::process::Command::new("timeout");
+    processes::as_user(&mut typed, site);
+    typed.args(["5", "script", "-qc", &words.join(" "), "/dev/null"]);
+    typed.envs(
+        name.get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    let output = processes::output(&mut typed);
+    let seen = String::from_utf8_lossy(&output.stdout).into_owned();
+    job.put("stop", "");
+    running.finish().exits(0);
+    assert!(seen.contains("from the guest"), "{seen}");
+}
+
+#[test]
+fn names_that_xml_knows_are_unchanged() {
+    let site = site();
+    if site.is_none_or(|site| site.backend != Backend::Libvirt) {
+        return;
+    }
+    for name in [
+        "a<b>&\"'c]]>--d",
+        "ä€ 😀,x=y",
+        "two  spaces ",
+        "line\nbreak\ttab",
+    ] {
+        let Some(job) = Job::named(name) else { return };
+        let done = job
+            .run(&[
+                "sh",
+                "-c",
+                "printf %s \"$PWD|$1\"; echo \"$1\" >\"$1\"",
+                "sh",
+                name,
+            ])
+            .env("APPPOT_CHANNEL", "auto")
+            .go()
+            .exits(0);
+        assert_eq!(done.text(), format!("{}|{name}", job.path().display()));
+        assert_eq!(job.read(name), format!("{name}\n"));
+    }
+}
+
+#[test]
+fn daemons_that_will_not_do_are_named() {
+    let Some((job, _)) = job() else { return };
+    for (uri, reason) in [
+        ("qemu+ssh://elsewhere/system", "another host's"),
+        ("test:///default", "not of QEMU"),
+        ("qemu:///system", "another user"),
+        ("nonsense", "nonsense"),
+    ] {
+        let done = job
+            .sh("touch ran")
+            .with(&["--connect", uri])
+            .go()
+            .exits(125);
+        done.says(&["error: ", uri, reason, "hint: "]);
+    }
+    assert!(!job.has("ran"));
+    let run = job.sh("true").with(&["--containment", "required"]);
+    run.go().exits(125).says(&["cannot be confined", "libvirt"]);
+    let run = job
+        .sh("true")
+        .with(&["--backend", "uml", "--connect", "x:///y"]);
+    run.without_env("APPPOT_KERNEL")
+        .go()
+        .exits(125)
+        .says(&["--connect"]);
+}
+
+#[test]
+fn a_daemon_that_ends_takes_the_machine_along() {
+    let Some((job, site)) = job() else { return };
+    let runtime = job.directory_beside("runtime");
+    let shell = daemon::start(site, &runtime).unwrap();
+    let run = job
+        .sh("echo up; sleep 600")
+        .env("XDG_RUNTIME_DIR", &runtime);
+    let running = run.with(&["--id", "left"]).start();
+    running.until_it_prints("up");
+    let machines = processes::descendants(shell);
+    let is_machine = |pid: &&u32| processes::executable(**pid).as_deref() == Some(&site.hypervisor);
+    let machine = *machines.iter().find(is_machine).expect("a machine");
+    // SAFETY: no pointers; the daemon is ours.
+    unsafe { libc::kill(daemon::libvirtd(&runtime), libc::SIGKILL) };
+    let done = running.finish().exits(125);
+    done.says(&["connection to libvirt was lost", "ended"]);
+    eventually("QEMU is gone", || processes::executable(machine).is_none());
+    daemon::start(site, &runtime).unwrap();
+    let list = processes::output(&mut daemon::virsh(
+        site,
+        &runtime,
+        &["list", "--all", "--name"],
+    ));
+    assert!(list.status.success(), "{list:?}");
+    assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "");
+    daemon::end(&runtime);
+}
