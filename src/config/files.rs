@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn files_are_read_with_every_key() {
-        let text = "image = 'a.img'\nbackend = 'uml'\nkernel = '/k'\nmemory = '1G'\ncpus = 2\n\
+        let text = "image = 'a.img'\nbackend = 'uml'\nconnect = 'qemu:///session'\nkernel = '/k'\nmemory = '1G'\ncpus = 2\n\
             containment = 'required'\nseccomp = 'off'\nnetwork = 'user'\ntime-limit = '1h'\ngrace = 3\n\
             channel = 'link'\nbind = ['/data:ro']\nrequire-signature = true\n\
             trusted-keys = ['RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3']\n\

@@ -125,6 +125,7 @@ mod tests {
         for (name, text, key) in [
             ("APPPOT_IMAGE", "a.img", "image"),
             ("APPPOT_BACKEND", "uml", "backend"),
+            ("APPPOT_CONNECT", "qemu:///session", "connect"),
             ("APPPOT_KERNEL", "/k", "kernel"),
             ("APPPOT_MEMORY", "1G", "memory"),
             ("APPPOT_MEM", "1G", "memory"),

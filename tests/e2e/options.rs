@@ -288,7 +288,11 @@ fn the_kernel_and_the_backend() {
 #[test]
 fn help_version_and_completions() {
     let Some(job) = Job::new() else { return };
-    let version = format!("apppot {}\n", env!("CARGO_PKG_VERSION"));
+    let without = match cfg!(feature = "libvirt") {
+        true => "",
+        false => " (without libvirt)",
+    };
+    let version = format!("apppot {}{without}\n", env!("CARGO_PKG_VERSION"));
     job.apppot(&["--version"]).go().exits(0).prints(&version);
     job.apppot(&["--help"]).go().exits(0).shows(&[
         "run",
