@@ -59,6 +59,7 @@ impl Hypervisor for Libvirt {
             user_network: false,
             cpus: 255,
             managed: true,
+            seccomp: false,
         }
     }
 
