@@ -25,6 +25,7 @@ pub mod show;
 pub mod tar;
 pub mod transfer;
 pub mod tree;
+mod way;
 mod xattrs;
 
 pub use entry::Entry;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{major, minor, FileType};
 
-use super::directories::Directories;
+use super::directories::{Directories, Merging};
 use super::node::Node;
 use crate::archive::Manifest;
 use crate::diff::{prior, Action, Change, Prior};
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// Compares the tree at `root` with what the archive remembers.
 pub(super) fn check(manifest: &Manifest, root: &Path) -> Result<()> {
-    let mut directories = Directories::open(root, false)?;
+    let mut directories = Directories::open(root, Merging::Reading)?;
     let rules = Rules::default();
     for change in &manifest.changes {
         if is_own(&change.path) {
@@ -61,11 +61,11 @@ fn is_done(change: &Change, now: Option<&Prior>) -> bool {
 
 /// How a path looks now; none when there is nothing.
 fn state(directories: &mut Directories, path: &[u8]) -> Result<Option<Prior>> {
-    let Some((parent, name)) = directories.existing_parent(path)? else {
+    let Some((level, name)) = directories.existing(path)? else {
         return Ok(None);
     };
     let failed = || Error::file("examine", shown(path));
-    let Some(node) = Node::open(&parent, name).map_err(failed())? else {
+    let Some(node) = Node::open(&level.directory, name).map_err(failed())? else {
         return Ok(None);
     };
     let stat = node.stat();

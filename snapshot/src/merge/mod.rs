@@ -13,11 +13,12 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use self::directories::Directories;
+use self::directories::{Directories, Merging};
 use self::node::Node;
 use crate::archive::{Archive, Manifest, Members, MAX_CHANGES};
 use crate::diff::{Action, Change};
@@ -77,8 +78,11 @@ pub fn merge(archive: Archive, root: &Path, options: &Options) -> Result<Summary
     if options.check_base {
         check::check(&manifest, root)?;
     }
+    let writing = Merging::Writing {
+        privileged: options.privileged,
+    };
     let mut merge = Merge {
-        directories: Directories::open(root, true)?,
+        directories: Directories::open(root, writing)?,
         options,
         summary: Summary::default(),
     };
@@ -156,42 +160,43 @@ impl Merge<'_> {
 
     fn delete(&mut self, path: &[u8]) -> Result<()> {
         // A parent that is not there has no children either.
-        let Some((parent, name)) = self.directories.existing_parent(path)? else {
+        let Some((level, name)) = self.directories.existing(path)? else {
             return Ok(());
         };
-        if directories::remove(&parent, name, path)? {
+        if directories::remove(&level.directory, name, path)? {
             self.summary.removed += 1;
         } else {
             self.summary.kept += 1;
         }
-        self.directories.touched();
+        self.directories.touch();
         Ok(())
     }
 
     /// Makes a directory or takes the one that is there; its metadata are set when it is left.
     fn directory(&mut self, entry: &Entry, make: bool) -> Result<()> {
         if split(&entry.path).is_some() {
-            let (parent, name) = self.directories.parent(&entry.path)?;
-            let is_there = Node::open(&parent, name)
+            let (level, name) = self.directories.parent(&entry.path)?;
+            let parent = &level.directory;
+            let is_there = Node::open(parent, name)
                 .map_err(Error::file("examine", entry.shown()))?
                 .is_some_and(|node| node.kind() == FileType::Directory);
             if !is_there {
                 if !make {
                     return Err(missing(entry));
                 }
-                remove_old(&parent, name, entry)?;
-                fs::mkdirat(&parent, name, Mode::RWXU)
+                remove_old(parent, name, entry)?;
+                fs::mkdirat(parent, name, Mode::RWXU)
                     .map_err(Error::file("make directory", entry.shown()))?;
-                self.directories.touched();
+                self.directories.touch();
             }
         }
-        self.directories
-            .enter(&entry.path, entry.meta.clone(), self.options.privileged)
+        self.directories.enter(&entry.path, entry.meta.clone())
     }
 
     fn alter(&mut self, entry: &Entry) -> Result<()> {
-        let (parent, name) = self.directories.parent(&entry.path)?;
-        let node = Node::open(&parent, name).map_err(Error::file("examine", entry.shown()))?;
+        let (level, name) = self.directories.parent(&entry.path)?;
+        let node = Node::open(&level.directory, name);
+        let node = node.map_err(Error::file("examine", entry.shown()))?;
         let node = node.filter(|node| node.is(&entry.kind));
         let node = node.ok_or_else(|| missing(entry))?;
         node.set_meta(&entry.meta, self.options.privileged)
@@ -200,7 +205,8 @@ impl Merge<'_> {
 
     /// Makes a file of any kind but a directory beside its place, and moves it there.
     fn make(&mut self, entry: &Entry, members: &mut Members) -> Result<()> {
-        let (parent, name) = self.directories.parent(&entry.path)?;
+        let (level, name) = self.directories.parent_to_change(&entry.path)?;
+        let (parent, is_bare) = (Rc::clone(&level.directory), level.note);
         let temporary = node::Temporary::new(parent.as_fd());
         let is_link = matches!(entry.kind, Kind::Link(_));
         let made = match &entry.kind {
@@ -218,7 +224,7 @@ impl Merge<'_> {
             }
         };
         if let Some(node) = made {
-            let node = match self.directories.is_bare() {
+            let node = match is_bare {
                 true => node.bare(),
                 false => node,
             };
@@ -232,9 +238,7 @@ impl Merge<'_> {
             }
             moved => moved,
         };
-        moved.map_err(Error::file("rename", entry.shown()))?;
-        self.directories.touched();
-        Ok(())
+        moved.map_err(Error::file("rename", entry.shown()))
     }
 
     fn file(
@@ -330,11 +334,11 @@ fn mark(id: &Hash) -> Vec<u8> {
 /// The tree cannot be read.
 pub fn is_merged(root: &Path, id: &Hash) -> Result<bool> {
     let path = mark(id);
-    let mut directories = Directories::open(root, false)?;
-    let Some((parent, name)) = directories.existing_parent(&path)? else {
+    let mut directories = Directories::open(root, Merging::Reading)?;
+    let Some((level, name)) = directories.existing(&path)? else {
         return Ok(false);
     };
-    let node = Node::open(&parent, name).map_err(Error::file("examine", shown(&path)))?;
+    let node = Node::open(&level.directory, name).map_err(Error::file("examine", shown(&path)))?;
     Ok(node.is_some())
 }
 
@@ -344,10 +348,15 @@ pub fn is_merged(root: &Path, id: &Hash) -> Result<bool> {
 /// The note cannot be written.
 pub fn remember(root: &Path, id: &Hash) -> Result<()> {
     let path = mark(id);
-    let mut directories = Directories::open(root, true)?;
-    let (parent, name) = directories.parent(&path)?;
+    let mut directories = Directories::open(root, Merging::Writing { privileged: true })?;
+    let (level, name) = directories.parent(&path)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    fs::openat(&parent, name, flags, Mode::RUSR | Mode::RGRP | Mode::ROTH)
-        .map_err(Error::file("make", shown(&path)))?;
+    fs::openat(
+        &level.directory,
+        name,
+        flags,
+        Mode::RUSR | Mode::RGRP | Mode::ROTH,
+    )
+    .map_err(Error::file("make", shown(&path)))?;
     directories.close()
 }

@@ -5,20 +5,12 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::directories::kind_of;
 use crate::entry::{Kind, Meta};
+use crate::way::times;
 use crate::xattrs::is_recorded;
-
-/// Leave this time alone (utimensat(2)).
-pub(super) const OMIT: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: fs::UTIME_OMIT,
-};
 
 /// A file of any kind.
 pub(super) struct Node {
@@ -65,7 +57,7 @@ impl Node {
     }
 
     pub(super) fn kind(&self) -> FileType {
-        kind_of(&self.stat)
+        FileType::from_raw_mode(self.stat.st_mode)
     }
 
     pub(super) fn stat(&self) -> &Stat {
@@ -113,13 +105,7 @@ impl Node {
         if self.inherits || !meta.xattrs.is_empty() {
             set_xattrs(&place, meta, privileged)?;
         }
-        let times = Timestamps {
-            last_access: OMIT,
-            last_modification: Timespec {
-                tv_sec: meta.mtime.seconds,
-                tv_nsec: meta.mtime.nanoseconds.into(),
-            },
-        };
+        let times = times(meta.mtime);
         match self.open {
             true => fs::futimens(&self.file, &times),
             false => fs::utimensat(fs::CWD, &place, &times, AtFlags::empty()),

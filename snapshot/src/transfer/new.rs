@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::levels::{times, Level, Owner};
+use super::levels::{Level, Owner};
 use crate::entry::{Content, Entry, Kind};
+use crate::way::times;
 
 /// What is added to the name of a file that was there and must make room.
 const KEPT: &str = ".apppot-kept";

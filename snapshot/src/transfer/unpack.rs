@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
-use super::levels::{times, Level, Levels, Owner};
+use super::levels::{Level, Levels, Owner};
 use super::listing::{place, Listing, Stamp};
 use super::new::{dress, keep, reserve, New};
 use super::reader::{malformed, Member, Reader};
 use super::rest::Rest;
 use super::Patterns;
 use crate::entry::{Content, Entry, Kind};
+use crate::way::times;
 use crate::{Error, Result};
 
 /// What a file is called on its way to its place, where it must have a name.
@@ -113,8 +114,10 @@ pub fn unpack<R: Read>(
     };
     unpacker.run(reader)?;
     if let (Some(mode), Owner::Ids(..)) = (unpacker.mode, owner) {
-        let root_changed = unpacker.levels.change_root(mode);
-        root_changed.map_err(Error::file("change", root))?;
+        let directory = unpacker.levels.root();
+        directory
+            .and_then(|directory| fs::fchmod(directory, owner.mode(mode, 0)))
+            .map_err(Error::file("change", root))?;
     }
     unpacker.levels.close()
 }
@@ -289,11 +292,11 @@ impl Unpacker<'_, '_> {
             self.make_room(path, stat, true)?;
         }
         if stat.is_none_or(|stat| stat.kind() != FileType::Directory) {
-            let (level, name) = self.levels.parent(path)?;
+            let (level, name) = self.levels.parent_to_change(path)?;
             // Nobody else looks into it before it has its own mode.
             fs::mkdirat(&level.directory, name, Mode::from_raw_mode(0o700)).map_err(failed())?;
         }
-        self.levels.enter(path, &entry.meta)
+        self.levels.enter(path, entry.meta.clone())
     }
 
     fn file<R: Read>(
@@ -308,7 +311,7 @@ impl Unpacker<'_, '_> {
         let unwritten = || Error::file::<std::io::Error>("write", place(path));
         let atomically = self.options.sent.is_some();
         let temporary = self.temporary();
-        let (level, name) = self.levels.parent(path)?;
+        let (level, name) = self.levels.parent_to_change(path)?;
         let new = New::make(level, &temporary, name, atomically).map_err(failed())?;
         let file = File::from(new.file.try_clone().map_err(unwritten())?);
         if content.runs.is_some() {
@@ -331,7 +334,7 @@ impl Unpacker<'_, '_> {
         if atomically {
             let stat = self.examine(path)?;
             self.make_room(path, stat, false)?;
-            let (level, name) = self.levels.parent(path)?;
+            let (level, name) = self.levels.parent_to_change(path)?;
             return new.settle(level, name).map_err(failed());
         }
         new.stays();
@@ -348,7 +351,7 @@ impl Unpacker<'_, '_> {
         let failed = || Error::file("make", place(path));
         let temporary = self.temporary();
         let owner = self.owner;
-        let (level, _) = self.levels.parent(path)?;
+        let (level, _) = self.levels.parent_to_change(path)?;
         make(level, &temporary).map_err(failed())?;
         let finish = |level: &Level| match &entry.kind {
             Kind::Link(_) => Ok(()),
@@ -358,11 +361,11 @@ impl Unpacker<'_, '_> {
         let settled = finished.and_then(|()| {
             let stat = self.examine(path)?;
             self.make_room(path, stat, false)?;
-            let (level, name) = self.levels.parent(path)?;
+            let (level, name) = self.levels.parent_to_change(path)?;
             let directory = &level.directory;
             fs::renameat(directory, &temporary[..], directory, name).map_err(failed())
         });
-        let (level, _) = self.levels.parent(path)?;
+        let (level, _) = self.levels.parent_to_change(path)?;
         if settled.is_err() || matches!(entry.kind, Kind::Link(_)) {
             // A rename between two names of one file does nothing.
             let _ = fs::unlinkat(&level.directory, &temporary[..], AtFlags::empty());
@@ -397,7 +400,7 @@ impl Unpacker<'_, '_> {
         let failed = || Error::file("replace", place(path));
         let was = sent.get(path);
         let is_directory = now.kind() == FileType::Directory;
-        let (level, name) = self.levels.parent(path)?;
+        let (level, name) = self.levels.parent_to_change(path)?;
         if was.is_some_and(|was| was.is_same_but_for_names(&now)) {
             match (is_directory, for_directory) {
                 (false, false) => return Ok(()),
@@ -432,7 +435,7 @@ impl Unpacker<'_, '_> {
                 (self.options.told)(Notice::NotDeleted(&place(&path)));
                 continue;
             }
-            let (level, name) = self.levels.parent(&path)?;
+            let (level, name) = self.levels.parent_to_change(&path)?;
             let flags = match is_directory {
                 true => AtFlags::REMOVEDIR,
                 false => AtFlags::empty(),

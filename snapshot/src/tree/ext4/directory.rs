@@ -4,7 +4,8 @@
 use super::bytes::{le16, le32};
 use super::inode::Inode;
 use super::{corrupt, Ext4};
-use crate::Result;
+use crate::tree::Contents;
+use crate::{Error, Result};
 
 /// A larger directory than this (ten million names) is not read.
 const MAX_SIZE: u64 = 1 << 30;
@@ -13,17 +14,31 @@ const HEADER: usize = 8;
 
 /// The names in a directory, `.` and `..` left out, with their inodes.
 pub(super) fn names(ext4: &Ext4, inode: &Inode) -> Result<Vec<(Vec<u8>, u32)>> {
-    let content = ext4.read_whole(inode, MAX_SIZE)?;
     let mut names = Vec::new();
     if inode.is_inline() {
+        let content = ext4.inline_data(inode)?;
         // The first four bytes are the inode of `..`; the rest is in two parts.
         let (first, second) = content.split_at(content.len().min(60));
         part(inode, first.get(4..).unwrap_or_default(), &mut names)?;
         part(inode, second, &mut names)?;
         return Ok(names);
     }
-    for block in content.chunks(ext4.block_size() as usize) {
-        part(inode, block, &mut names)?;
+    if inode.size() > MAX_SIZE {
+        return Err(corrupt(format!("inode {} is too large", inode.number)));
+    }
+    let file = ext4.file(inode)?;
+    let failed = || Error::stream("read the image");
+    let mut block = vec![0; ext4.block_size() as usize];
+    for offset in (0..inode.size()).step_by(block.len()) {
+        // A few bytes can claim to be a large directory, which has no blocks then.
+        let data = file.data_after(offset).map_err(failed())?;
+        if data.is_none_or(|data| data.start != offset) {
+            let reason = format!("a hole in the directory of inode {}", inode.number);
+            return Err(corrupt(reason));
+        }
+        let len = (inode.size() - offset).min(block.len() as u64) as usize;
+        file.read_at(&mut block[..len], offset).map_err(failed())?;
+        part(inode, &block[..len], &mut names)?;
     }
     Ok(names)
 }
