@@ -87,6 +87,9 @@ pub(crate) fn times(mtime: Time) -> Timestamps {
     }
 }
 
+/// The directory that a path's last name is in, and that name.
+type Place<'w, 'p, S> = (&'w mut Level<<S as Steps>::Note>, &'p [u8]);
+
 /// The directories from the root to where the work is.
 #[derive(Debug)]
 pub(crate) struct Way<S: Steps> {
@@ -120,7 +123,7 @@ impl<S: Steps> Way<S> {
     }
 
     /// The directory that holds `path`, made if it is missing, and the name in it.
-    pub(crate) fn parent<'p>(&mut self, path: &'p [u8]) -> Result<(&mut Level<S::Note>, &'p [u8])> {
+    pub(crate) fn parent<'p>(&mut self, path: &'p [u8]) -> Result<Place<'_, 'p, S>> {
         let (parent, name) = split(path).unwrap_or((b"", b"."));
         match self.go(parent, true)? {
             true => Ok((self.last(parent)?, name)),
@@ -131,20 +134,14 @@ impl<S: Steps> Way<S> {
     }
 
     /// As [`parent`](Self::parent), for a name that is about to be made, replaced or removed.
-    pub(crate) fn parent_to_change<'p>(
-        &mut self,
-        path: &'p [u8],
-    ) -> Result<(&mut Level<S::Note>, &'p [u8])> {
+    pub(crate) fn parent_to_change<'p>(&mut self, path: &'p [u8]) -> Result<Place<'_, 'p, S>> {
         let (level, name) = self.parent(path)?;
         touch::<S>(level);
         Ok((level, name))
     }
 
     /// As [`parent`](Self::parent), when the directory exists; nothing is made.
-    pub(crate) fn existing<'p>(
-        &mut self,
-        path: &'p [u8],
-    ) -> Result<Option<(&mut Level<S::Note>, &'p [u8])>> {
+    pub(crate) fn existing<'p>(&mut self, path: &'p [u8]) -> Result<Option<Place<'_, 'p, S>>> {
         let (parent, name) = split(path).unwrap_or((b"", b"."));
         match self.go(parent, false)? {
             true => Ok(Some((self.last(parent)?, name))),
