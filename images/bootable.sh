@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Build a Debian with a kernel and the services of a machine as a tar archive, of which 'apppot image import --layout
 # disk' makes a disk that boots by itself, and print its path.
-# usage: images/bootable.sh
+# usage: images/bootable.sh [INIT]
 #
+# INIT is the package of the init: systemd-sysv (the default) or sysvinit-core.
 # Its release is the machine's own, its packages come from the machine's own mirror. No root and no
 # loop device is needed. Kept in the user's cache directory; a second run only prints the path.
 set -euo pipefail
@@ -12,9 +13,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../setup/lib.sh"
 
 # On top of Debian's essential packages.
-packages=(login mount passwd procps sudo systemd-sysv kmod udev)
+init=${1:-systemd-sysv}
+packages=(login mount passwd procps sudo "$init" kmod udev)
+case $init in
+systemd-sysv) ;;
+sysvinit-core) packages+=(initscripts sysv-rc) ;;
+*) die "there is no init '$init': systemd-sysv or sysvinit-core" ;;
+esac
 
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/apppot/images
+images=$(image_cache)
 work=
 
 clean_up() {
@@ -103,8 +110,8 @@ build() {
     (($(id -u) == 0)) || need_packages uidmap
     from=$(mirror)
     [ -n "$from" ] || die "the machine's package sources name no mirror for $(suite)"
-    find "$cache" -maxdepth 1 -type d -name "bootable.*" -exec rm -rf {} + # of a run that was killed: we hold the lock
-    work=$(mktemp -d "$cache/bootable.XXXXXX")
+    find "$images" -maxdepth 1 -type d -name "bootable.*" -exec rm -rf {} + # of a run that was killed: we hold the lock
+    work=$(mktemp -d "$images/bootable.XXXXXX")
     trap clean_up EXIT
     trap 'exit 130' INT TERM HUP
     say "building a Debian that boots by itself (about a minute)"
@@ -114,16 +121,4 @@ build() {
     mv "$work/root.tar" "$1"
 }
 
-main() {
-    local image
-    image=$cache/bootable-$(input_key).tar
-    if [ ! -e "$image" ]; then
-        mkdir -p "$cache"
-        exec 9>"$cache/bootable.lock"
-        flock 9
-        [ -e "$image" ] || build "$image"
-    fi
-    echo "$image"
-}
-
-main "$@"
+built_once "$images/bootable-$init-$(input_key).tar" build

@@ -12,7 +12,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../setup/lib.sh"
 
 recipe=${1:-debian}
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/apppot/images
 
 # What decides how the image is: the recipe, the builder, this machine's release.
 input_key() {
@@ -33,11 +32,4 @@ build() {
 }
 
 [ -e "$here/$recipe.toml" ] || die "there is no recipe '$recipe'"
-image=$cache/$recipe-$(input_key).img
-if [ ! -e "$image" ]; then
-    mkdir -p "$cache"
-    exec 9>"$cache/lock"
-    flock 9
-    [ -e "$image" ] || build "$image"
-fi
-echo "$image"
+built_once "$(image_cache)/$recipe-$(input_key).img" build

@@ -192,3 +192,20 @@ release_binary() { echo "${CARGO_TARGET_DIR:-$repository/target}/$target/release
 need_some_kernel() {
     [ -x "$(own_kernel)" ] || need_packages user-mode-linux
 }
+
+# Where images that were built for this machine stay.
+image_cache() { echo "${XDG_CACHE_HOME:-$HOME/.cache}/apppot/images"; }
+
+# built_once FILE COMMAND...: prints FILE, which COMMAND... FILE makes unless it is there. One build at a time.
+built_once() {
+    local image=$1
+    shift
+    if [ ! -e "$image" ]; then
+        mkdir -p "$(dirname "$image")"
+        exec 9>"$(dirname "$image")/lock"
+        flock 9
+        [ -e "$image" ] || "$@" "$image"
+        exec 9>&-
+    fi
+    echo "$image"
+}

@@ -49,14 +49,15 @@ test_end_to_end() {
     APPPOT_TEST_FORTRAN=$(images/build.sh fortran)
     APPPOT_TEST_PYTHON=$(images/build.sh python-plot)
     APPPOT_TEST_ROOT=$(images/bootable.sh)
+    APPPOT_TEST_ROOT_SYSV=$(images/bootable.sh sysvinit-core)
     APPPOT_TEST_MOTO=$(setup/moto.sh)
     export APPPOT_TEST_MOTO
-    export APPPOT_TEST_IMAGE APPPOT_TEST_FORTRAN APPPOT_TEST_PYTHON APPPOT_TEST_ROOT APPPOT_TEST_USER=$test_user
+    export APPPOT_TEST_IMAGE APPPOT_TEST_FORTRAN APPPOT_TEST_PYTHON APPPOT_TEST_ROOT APPPOT_TEST_ROOT_SYSV APPPOT_TEST_USER=$test_user
     for kernel in $list; do
         step "end to end with $kernel"
         APPPOT_TEST_KERNEL=$kernel cargo test --package apppot --test e2e --locked -- --test-threads=2 "${skip[@]}"
         # What is about images and the command alone is the same with another kernel.
-        skip=(--skip build:: --skip config:: --skip import:: --skip layout_disk:: --skip publish:: --skip registry::
+        skip=(--skip build:: --skip config:: --skip image_files:: --skip import:: --skip layout_disk:: --skip publish:: --skip registry::
             --skip signatures:: --skip snap_misuse::)
     done
 }

@@ -289,7 +289,7 @@ fn commit(
         runs_image: false,
         transcript: None,
     };
-    let status = run::inside(new.path(), merge, general)?;
+    let status = run::inside(&new.path(), merge, general)?;
     if status == 0 {
         new.keep()?;
     }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use apppot_contract::{document, Contract, Report, Usage};
+use nix::mount::{mount, MsFlags};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
@@ -52,7 +53,10 @@ const HAND_OVER: &str = "handing over to the image's own init";
 fn leave_behind(contract: &Contract, greeted: bool) -> io::Result<()> {
     let directory = Path::new(DIRECTORY);
     fs::create_dir_all(directory)?;
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    // System V's init lets nothing in /run be executed.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let memory = Some("tmpfs");
+    mount(memory, directory, memory, flags, Some("mode=0700"))?;
     // The initramfs is out of reach now, but for this.
     fs::copy("/proc/self/exe", directory.join("agent"))?;
     fs::set_permissions(directory.join("agent"), fs::Permissions::from_mode(0o755))?;

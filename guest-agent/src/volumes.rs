@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use apppot_snapshot::uuid;
+
 /// A filesystem that was recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Volume {
@@ -54,8 +56,8 @@ type Found = (&'static str, String, String);
 fn ext4(file: &File) -> Option<Found> {
     let superblock: [u8; 256] = bytes(file, 1024)?;
     (superblock[56..58] == [0x53, 0xef]).then(|| {
-        let uuid = hyphenated(&superblock[104..120]);
-        ("ext4", text(&superblock[120..136]), uuid)
+        let identifier = uuid(&superblock[104..120]);
+        ("ext4", text(&superblock[120..136]), identifier)
     })
 }
 
@@ -82,17 +84,6 @@ fn text(padded: &[u8]) -> String {
     let end = padded.iter().position(|byte| *byte == 0);
     let text = String::from_utf8_lossy(&padded[..end.unwrap_or(padded.len())]);
     text.trim_end().to_owned()
-}
-
-fn hyphenated(uuid: &[u8]) -> String {
-    let mut text = String::with_capacity(36);
-    for (index, byte) in uuid.iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
 }
 
 #[cfg(test)]

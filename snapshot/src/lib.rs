@@ -30,7 +30,7 @@ mod xattrs;
 
 pub use entry::Entry;
 pub use error::{Error, Result};
-pub use tar::hex;
+pub use tar::{hex, uuid};
 pub use xattrs::is_recorded;
 
 /// The name of a recorded base where nobody gives another.

@@ -1,9 +1,13 @@
-//! Files that are written whole or not at all: a result never has its name before it is complete.
+//! Files that are written whole or not at all: a result never has its name before it is complete. Where the
+//! filesystem can do it, it has no name at all before, so that nothing is left whatever ends us.
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, CWD};
 
 use crate::{Error, Result};
 
@@ -11,9 +15,9 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Unfinished {
     file: File,
-    path: PathBuf,
-    target: PathBuf,
-    kept: bool,
+    place: Place,
+    /// Whether it has a name on the way, which is to be removed.
+    is_named: bool,
 }
 
 impl Unfinished {
@@ -32,25 +36,63 @@ impl Unfinished {
         &self.file
     }
 
-    /// Its name until it is complete.
+    /// Its name until it is complete, where it must have one.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.path()
     }
 
-    /// Gives it its name.
+    /// Gives it its name, which another file may have had.
     ///
     /// # Errors
     /// The disk does not take it, or the name cannot be had.
     pub fn keep(mut self) -> Result<()> {
-        // Some filesystems say only now that they are full.
-        self.file
-            .sync_data()
-            .and_then(|()| std::fs::rename(&self.path, &self.target))
-            .map_err(Error::file("write", &self.target))?;
-        self.kept = true;
+        let kept = self.sync().and_then(|()| {
+            self.name()?;
+            std::fs::rename(&self.place.path, &self.place.target)
+        });
+        kept.map_err(Error::file("write", &self.place.target))?;
+        self.is_named = false;
         Ok(())
     }
+
+    /// Gives it its name, which no other file has.
+    ///
+    /// # Errors
+    /// The disk does not take it, or there is such a file by now.
+    pub fn keep_new(self) -> Result<()> {
+        let kept = self.sync().and_then(|()| match self.is_named {
+            true => self.place.give_new(),
+            false => link(&self.file, &self.place.target),
+        });
+        kept.map_err(Error::file("write", &self.place.target))
+    }
+
+    /// Some filesystems say only now that they are full; and a name that outlives a failure of power is to
+    /// stand for the whole file.
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Makes sure that it has a name on the way.
+    fn name(&mut self) -> io::Result<()> {
+        if !self.is_named {
+            link(&self.file, &self.place.path)?;
+            self.is_named = true;
+        }
+        Ok(())
+    }
+}
+
+/// Gives a file without a name one that nothing has.
+fn link(file: &File, name: &Path) -> io::Result<()> {
+    let flags = AtFlags::SYMLINK_FOLLOW;
+    Ok(rustix::fs::linkat(CWD, descriptor(file), CWD, name, flags)?)
+}
+
+/// An open file's path.
+fn descriptor(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Where a file will be made: known before there is one, so that a watch over it can be there first.
@@ -88,10 +130,25 @@ impl Place {
         Ok(Place { path, target })
     }
 
-    /// The file's name until it is complete.
+    /// The file's name until it is complete, where it must have one.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives a file that has a name its last one; the other goes with [`Unfinished`].
+    fn give_new(&self) -> io::Result<()> {
+        use io::ErrorKind::{PermissionDenied, Unsupported};
+        match std::fs::hard_link(&self.path, &self.target) {
+            // FAT has no hard links.
+            Err(error) if matches!(error.kind(), PermissionDenied | Unsupported) => {
+                match self.target.symlink_metadata() {
+                    Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                    Err(_) => std::fs::rename(&self.path, &self.target),
+                }
+            }
+            result => result,
+        }
     }
 
     /// Makes the file.
@@ -99,18 +156,39 @@ impl Place {
     /// # Errors
     /// As open(2).
     pub fn begin(self) -> Result<Unfinished> {
-        let Place { path, target } = self;
+        match self.without_name() {
+            Some(file) => Ok(Unfinished {
+                file,
+                place: self,
+                is_named: false,
+            }),
+            None => self.begin_named(),
+        }
+    }
+
+    /// A file without a name, where the filesystem has such files (NFS has none) and one can get a name later.
+    fn without_name(&self) -> Option<File> {
+        let directory = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)).ok()?;
+        let file = File::from(file);
+        descriptor(&file).exists().then_some(file)
+    }
+
+    fn begin_named(self) -> Result<Unfinished> {
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
-            .open(&path)
-            .map_err(Error::file("write", &target))?;
+            .open(&self.path)
+            .map_err(Error::file("write", &self.target))?;
         Ok(Unfinished {
             file,
-            path,
-            target,
-            kept: false,
+            place: self,
+            is_named: true,
         })
     }
 }
@@ -125,8 +203,8 @@ fn is_one_of(there: &Metadata, inputs: &[&Path]) -> bool {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if !self.kept {
-            let _ = std::fs::remove_file(&self.path);
+        if self.is_named {
+            let _ = std::fs::remove_file(&self.place.path);
         }
     }
 }
@@ -146,21 +224,48 @@ mod tests {
         names
     }
 
+    /// Both kinds of files on their way.
+    fn begin(target: &Path, is_named: bool) -> Unfinished {
+        let place = Place::find(target, &[]).unwrap();
+        match is_named {
+            true => place.begin_named().unwrap(),
+            false => place.begin().unwrap(),
+        }
+    }
+
     #[test]
     fn what_is_not_kept_is_gone_and_the_old_file_stays() {
-        let place = tempfile::tempdir().unwrap();
-        let target = place.path().join("result");
-        std::fs::write(&target, "old").unwrap();
-        let new = Unfinished::beside(&target, &[]).unwrap();
-        new.file().write_all(b"half").unwrap();
-        drop(new);
-        assert_eq!(names(place.path()), ["result"]);
-        assert_eq!(std::fs::read(&target).unwrap(), b"old");
-        let new = Unfinished::beside(&target, &[]).unwrap();
-        new.file().write_all(b"new").unwrap();
-        new.keep().unwrap();
-        assert_eq!(names(place.path()), ["result"]);
-        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        for is_named in [true, false] {
+            let place = tempfile::tempdir().unwrap();
+            let target = place.path().join("result");
+            std::fs::write(&target, "old").unwrap();
+            let new = begin(&target, is_named);
+            new.file().write_all(b"half").unwrap();
+            drop(new);
+            assert_eq!(names(place.path()), ["result"]);
+            assert_eq!(std::fs::read(&target).unwrap(), b"old");
+            let new = begin(&target, is_named);
+            new.file().write_all(b"new").unwrap();
+            new.keep().unwrap();
+            assert_eq!(names(place.path()), ["result"]);
+            assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_new_replaces_nothing() {
+        for is_named in [true, false] {
+            let place = tempfile::tempdir().unwrap();
+            let target = place.path().join("result");
+            begin(&target, is_named).keep_new().unwrap();
+            assert_eq!(names(place.path()), ["result"]);
+            let late = begin(&target, is_named);
+            late.file().write_all(b"late").unwrap();
+            let error = late.keep_new().unwrap_err().in_full();
+            assert!(error.contains("File exists"), "{error}");
+            assert_eq!(names(place.path()), ["result"]);
+            assert_eq!(std::fs::read(&target).unwrap(), b"");
+        }
     }
 
     #[test]

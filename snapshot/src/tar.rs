@@ -244,6 +244,19 @@ fn decimal(time: Time) -> String {
     }
 }
 
+/// A UUID's 16 bytes as it is written, with hyphens.
+#[must_use]
+pub fn uuid(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(36);
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
 /// A hash for people.
 #[must_use]
 pub fn hex(hash: &Hash) -> String {

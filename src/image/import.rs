@@ -20,9 +20,10 @@ use crate::snap::images::Appliance;
 
 /// Makes an image.
 pub(super) fn import(args: &ImportArgs, general: &General) -> Result<()> {
-    let new = New::begin(&args.image, &args.make)?;
+    let input = Source::path(&args.source);
+    let new = New::begin(&args.image, &args.make, input.as_deref().as_slice())?;
     let cannot = || format!("cannot import '{}'", args.source);
-    let source = Source::find(&args.source, new.room()).with_context(cannot)?;
+    let source = Source::find(&args.source, new.room(), args.max_size.0).with_context(cannot)?;
     let limits = Limits {
         bytes: args.max_size.0,
         ..Limits::default()

@@ -8,10 +8,10 @@ use apppot_image::{layout, Filesystem, Limits, Options, Summary};
 use serde_json::json;
 
 use super::args::{Format, Layout, MakeArgs};
-use super::output::Output;
 use super::{boot, squashfs, store};
 use crate::cli::General;
 use crate::failure::{hinted, say, warn};
+use crate::output::Output;
 
 /// An image in the making.
 pub(super) struct New<'a> {
@@ -21,8 +21,8 @@ pub(super) struct New<'a> {
 }
 
 impl<'a> New<'a> {
-    /// Begins the image that `word` names: a path, or a name in the store.
-    pub(super) fn begin(word: &Path, args: &'a MakeArgs) -> Result<Self> {
+    /// Begins the image that `word` names: a path, or a name in the store. It is made of `inputs`.
+    pub(super) fn begin(word: &Path, args: &'a MakeArgs, inputs: &[&Path]) -> Result<Self> {
         if args.format == Format::Squashfs {
             if args.size.is_some() {
                 return Err(hinted(
@@ -44,7 +44,10 @@ impl<'a> New<'a> {
             std::fs::create_dir_all(&directory)
                 .with_context(|| format!("cannot make '{}'", directory.display()))?;
         }
-        let output = Output::create(&target, args.force)?;
+        let output = match args.force {
+            true => Output::begin(&target, inputs)?,
+            false => Output::begin_new(&target, inputs)?,
+        };
         Ok(New {
             args,
             target,

@@ -5,8 +5,8 @@ mod boot;
 mod build;
 mod import;
 mod info;
+mod inside;
 mod make;
-mod output;
 mod publish;
 mod source;
 mod squashfs;
@@ -14,9 +14,7 @@ pub(crate) mod store;
 mod tools;
 mod workload;
 
-use std::fs::File;
 use std::io::{BufWriter, IsTerminal};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -27,9 +25,9 @@ use args::VerifyArgs;
 
 use crate::cli::General;
 use crate::failure::{hinted, say};
+use crate::output::Output;
 use crate::signature::{self, Key};
 use crate::snap::images::Appliance;
-use output::Output;
 
 /// Where an image says what it was made of.
 const ORIGIN: &str = "etc/apppot/image.json";
@@ -122,32 +120,9 @@ fn export(image: &Path, path: Option<&Path>) -> Result<()> {
         let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
         return export::write_tar(tree.as_ref(), &mut out).with_context(cannot);
     };
-    may_be_replaced(path, image)?;
-    let output = Output::create(path, true)?;
-    let file: File = output.file().try_clone().with_context(cannot)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    export::write_tar(tree.as_ref(), &mut out).with_context(cannot)?;
-    drop(out);
+    let output = Output::begin(path, &[image])?;
+    output
+        .write(|out| Ok(export::write_tar(tree.as_ref(), out)?))
+        .with_context(cannot)?;
     output.keep()
-}
-
-/// An archive takes the place of an earlier one: not of the image, nor of what is no file.
-fn may_be_replaced(path: &Path, image: &Path) -> Result<()> {
-    let Ok(there) = path.symlink_metadata() else {
-        return Ok(());
-    };
-    let input = image.metadata().ok();
-    let is_input =
-        input.is_some_and(|image| (image.dev(), image.ino()) == (there.dev(), there.ino()));
-    if there.is_file() && !is_input {
-        return Ok(());
-    }
-    let what = match is_input {
-        true => "it is the image itself",
-        false => "it is no regular file",
-    };
-    Err(hinted(
-        format!("cannot write the archive to '{}': {what}", path.display()),
-        "name another file with -o",
-    ))
 }

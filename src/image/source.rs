@@ -26,16 +26,30 @@ pub(super) enum Source {
     Registry(Reference),
 }
 
+/// What says that an image is in a registry.
+const REGISTRY: &str = "docker://";
+/// What says of a path that it holds container images.
+const PREFIXES: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
+
 impl Source {
-    /// Looks at what the user names. `room` is a directory for unpacked archives.
-    pub(super) fn find(text: &str, room: &Path) -> Result<Self> {
-        if let Some(name) = text.strip_prefix("docker://") {
+    /// The file or directory that the user names, if it is none of another machine's.
+    pub(super) fn path(text: &str) -> Option<PathBuf> {
+        if text.starts_with(REGISTRY) {
+            return None;
+        }
+        let rest = PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix));
+        Some(rest.map_or_else(|| PathBuf::from(text), |rest| tagged(rest).0))
+    }
+
+    /// Looks at what the user names. `room` is a directory for unpacked archives, each of `most` bytes.
+    pub(super) fn find(text: &str, room: &Path, most: u64) -> Result<Self> {
+        if let Some(name) = text.strip_prefix(REGISTRY) {
             return Ok(Source::Registry(Reference::parse(name)?));
         }
-        for prefix in ["oci:", "oci-archive:", "docker-archive:"] {
+        for prefix in PREFIXES {
             if let Some(rest) = text.strip_prefix(prefix) {
                 let (path, tag) = tagged(rest);
-                return match Self::look(&path, tag, room)? {
+                return match Self::look(&path, tag, room, most)? {
                     Source::Directory(_) | Source::Image(_) | Source::Tar(_) => {
                         anyhow::bail!("'{}' holds no container image", path.display())
                     }
@@ -49,10 +63,10 @@ impl Source {
                 format!("for an image in a registry: docker://{text}"),
             ));
         }
-        Self::look(Path::new(text), None, room)
+        Self::look(Path::new(text), None, room, most)
     }
 
-    fn look(path: &Path, tag: Option<String>, room: &Path) -> Result<Self> {
+    fn look(path: &Path, tag: Option<String>, room: &Path, most: u64) -> Result<Self> {
         let cannot = || format!("cannot read '{}'", path.display());
         if std::fs::metadata(path).with_context(cannot)?.is_dir() {
             return Ok(match Layout::is_at(path) {
@@ -71,18 +85,15 @@ impl Source {
         first.with_context(cannot)?;
         let end = header.iter().take(100).position(|byte| *byte == 0);
         let begins_so = Archive::may_begin_with(&header[..end.unwrap_or(header.len().min(100))]);
-        let mut whole = Cursor::new(header).chain(reader);
+        let whole = Cursor::new(header).chain(reader);
         if !begins_so {
             return Ok(Source::Tar(Box::new(whole)));
         }
         // Members are read in another order than they come.
+        let is_file = again.metadata().with_context(cannot)?.is_file();
         let unpacked = match compression {
-            Compression::None => again,
-            _ => {
-                let mut unpacked = tempfile::tempfile_in(room).with_context(cannot)?;
-                std::io::copy(&mut whole, &mut unpacked).with_context(cannot)?;
-                unpacked
-            }
+            Compression::None if is_file => again,
+            _ => unpack(whole, room, most).with_context(cannot)?,
         };
         let plain = unpacked.try_clone().with_context(cannot)?;
         Ok(match Archive::list(unpacked).with_context(cannot)? {
@@ -90,6 +101,18 @@ impl Source {
             None => Source::Tar(Box::new(rewound(plain).with_context(cannot)?)),
         })
     }
+}
+
+/// Writes an archive to a file without a name in `room`; no more than `most` bytes of it.
+fn unpack(archive: impl Read, room: &Path, most: u64) -> Result<File> {
+    let mut unpacked = tempfile::tempfile_in(room)?;
+    let mut archive = archive.take(most.saturating_add(1));
+    let failed = || format!("cannot unpack it in '{}'", room.display());
+    if std::io::copy(&mut archive, &mut unpacked).with_context(failed)? > most {
+        let reason = format!("unpacked it has more than {most} bytes");
+        return Err(apppot_image::Error::Limit(reason).into());
+    }
+    Ok(unpacked)
 }
 
 fn rewound(mut file: File) -> std::io::Result<File> {

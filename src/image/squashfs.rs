@@ -9,8 +9,8 @@ use apppot_image::export;
 use apppot_snapshot::rules::Rules;
 use apppot_snapshot::tree::{Ext4, Tree};
 
-use super::output::Output;
 use crate::failure::hinted;
+use crate::output::Output;
 
 /// Whether mksquashfs is there.
 pub(super) fn check() -> Result<()> {
@@ -55,8 +55,7 @@ pub(super) fn pack(raw: File, output: &Output) -> Result<()> {
     if let Some(said) = said {
         bail!("mksquashfs: {said}");
     }
-    written?;
-    output.file().sync_data().context("cannot write the image")
+    Ok(written?)
 }
 
 /// Waits for the end; what it has said, when it has failed.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::fs::{fchown, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -10,9 +11,9 @@ use apppot_backends::image::{Image, ImageKind};
 use apppot_image::oci::Digest;
 use serde_json::json;
 
-use super::output::Output;
 use crate::cli::General;
 use crate::failure::{hinted, print_out, say};
+use crate::output::Output;
 
 /// Where tools are that ordinary users do not have on PATH.
 const PATHS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
@@ -95,12 +96,8 @@ pub(super) fn resize(path: &Path, size: u64, general: &General) -> Result<()> {
             "give whole MiB",
         ));
     }
-    let output = Output::create(path, true)?;
-    let source = File::open(path).with_context(|| format!("cannot open '{shown}'"))?;
-    let permissions = source.metadata()?.permissions();
-    crate::snap::images::copy_blocks(source, output.file())
-        .with_context(|| format!("cannot copy '{shown}'"))?;
-    output.file().set_permissions(permissions)?;
+    let output = Output::begin(path, &[])?;
+    copy_of(path, &output).with_context(|| format!("cannot copy '{shown}'"))?;
     let name = output.path().into_os_string();
     let cannot = |said: String| anyhow::anyhow!("cannot resize '{shown}': {said}");
     let checked = call(
@@ -116,10 +113,6 @@ pub(super) fn resize(path: &Path, size: u64, general: &General) -> Result<()> {
         .file()
         .set_len(size)
         .with_context(|| format!("cannot write '{shown}'"))?;
-    output
-        .file()
-        .sync_all()
-        .with_context(|| format!("cannot write '{shown}'"))?;
     output.keep()?;
     if general.json {
         print_out(&format!("{}\n", json!({ "image": path, "size": size })));
@@ -127,6 +120,24 @@ pub(super) fn resize(path: &Path, size: u64, general: &General) -> Result<()> {
         say(&format!("{shown}: {} MiB", size >> 20));
     }
     Ok(())
+}
+
+/// Copies an image with its owner and mode.
+fn copy_of(path: &Path, output: &Output) -> Result<()> {
+    let source = File::open(path)?;
+    let (before, copy) = (source.metadata()?, output.file());
+    let own = copy.metadata()?;
+    if (before.uid(), before.gid()) != (own.uid(), own.gid()) {
+        let given = fchown(copy, Some(before.uid()), Some(before.gid()));
+        given.map_err(|error| {
+            hinted(
+                format!("it belongs to another user or group: {error}"),
+                "resize it as its owner, or import it as an image of your own",
+            )
+        })?;
+    }
+    copy.set_permissions(before.permissions())?;
+    Ok(crate::snap::images::copy_blocks(source, copy)?)
 }
 
 /// Runs a tool: what it has said, when it has failed.

@@ -72,6 +72,17 @@ pub(crate) struct Inside<'a> {
     pub(crate) transcript: Option<File>,
 }
 
+/// Whether machines can be started for [`inside`].
+///
+/// # Errors
+/// What is in the way.
+pub(crate) fn check() -> Result<()> {
+    let config = crate::here()?;
+    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
+    backend.probe(config.kernel.value.as_deref())?;
+    Ok(())
+}
+
 /// Boots the image at `image` to change it, and returns the exit status. Nothing of this host is seen
 /// in there, or left: no directories, no names.
 ///

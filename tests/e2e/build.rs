@@ -1,7 +1,12 @@
 //! `apppot image build`: recipes, and images that they have made.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use apppot_snapshot::rules::Rules;
+use apppot_snapshot::tree::{record, Ext4};
+use apppot_snapshot::Entry;
 
 use crate::import::text;
 use crate::support::site::built;
@@ -193,6 +198,13 @@ fn what_is_wrong_with_a_recipe_is_said_before_anything_is_done() {
             "[files]\n\"/srv/x\" = \"missing\"\n",
             "cannot read 'missing' of the recipe",
         ),
+        ("user = \"root\"\n", "every Debian has an account 'root'"),
+        ("user = \"A.b\"\n", "'A.b' cannot be a user's name"),
+        ("size = \"1K\"\n", "1K is too small"),
+        (
+            "[files]\n\"/tmp/x\" = \"own.toml\"\n",
+            "'/tmp/x' does not stay",
+        ),
     ] {
         job.put("own.toml", recipe);
         let path = job.beside("own.img");
@@ -206,6 +218,23 @@ fn what_is_wrong_with_a_recipe_is_said_before_anything_is_done() {
         "there is no recipe 'nonesuch'",
         "debian, fortran, python-plot",
     ]);
+    // What would be missed only when packages have been fetched.
+    job.put("own.toml", "commands = [\"true\"]\n");
+    let words = ["own.toml", "-o", text(&job.beside("own.img"))].map(String::from);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let hide = "for p in /usr/bin/passt /usr/local/bin/passt; do [ ! -e $p ] || mount --bind /dev/null $p; done";
+    let refused = |run: Run, what: &str| {
+        let done = run.go().exits(125).says(&[what]);
+        assert!(!done.stderr.contains("fetching"), "{}", done.stderr);
+    };
+    refused(build(&job, &words).mounts(hide), "passt is not installed");
+    let run = build(&job, &words).env("APPPOT_KERNEL", "/does/not/exist");
+    refused(run, "/does/not/exist");
+    let run = build(&job, &words).with(&["--size", "1K"]);
+    refused(run, "1K is too small");
+    job.put("own.toml", "");
+    let run = build(&job, &words).with(&["--layout", "disk"]);
+    refused(run, "linux-image-amd64");
     job.put("own.toml", "mirror = \"http://127.0.0.1:9/debian\"\n");
     let path = job.beside("own.img");
     build(&job, &["own.toml", "-o", text(&path)])
@@ -244,6 +273,84 @@ fn a_build_that_is_killed_leaves_nothing() {
         let gone = |pid: &u32| processes::executable(*pid).is_none();
         children.iter().all(gone)
     });
+}
+
+#[test]
+fn a_full_disk_is_named() {
+    let Some(job) = Job::on_uml(
+        "a build is the same with every hypervisor, and takes minutes where code is translated",
+    ) else {
+        return;
+    };
+    job.put("own.toml", "packages = []\n");
+    let small = job.directory_beside("small");
+    let mount = "mount -t tmpfs -o size=64m,mode=1777 none";
+    let path = small.join("own.img");
+    let run = build(&job, &["own.toml", "-o", text(&path)]).limit(300);
+    run.mounts(&format!("{mount} '{}'", small.display()))
+        .go()
+        .exits(125)
+        .says(&["no space is left in", "hint: free some space"]);
+}
+
+/// Everything in an image, with the hashes of its files.
+fn entries(image: &Path) -> BTreeMap<PathBuf, Entry> {
+    let tree = Ext4::open(Box::new(fs::File::open(image).unwrap()), 0).unwrap();
+    let listing = record(&tree, &Rules::everything(), &|_, _| {}).unwrap();
+    let entries = listing.found.into_iter().map(|found| found.entry);
+    entries.map(|entry| (entry.shown(), entry)).collect()
+}
+
+/// Where useradd(8) writes the day: the day may change between two builds.
+const DIFFER: [&str; 1] = ["/etc/shadow"];
+
+#[test]
+fn two_builds_are_alike_and_one_that_is_interrupted_leaves_nothing() {
+    let Some(job) = Job::on_uml(
+        "a build is the same with every hypervisor, and takes minutes where code is translated",
+    ) else {
+        return;
+    };
+    if !job.site.has_own_kernel() {
+        return;
+    }
+    // A file whose first name does not stay.
+    let recipe = "commands = [\"echo one >/tmp/x; ln /tmp/x /usr/local/bin/x\"]\nuser = \"user\"\n";
+    job.put("own.toml", recipe);
+    let images = job.directory_beside("images");
+    let temporary = job.directory_beside("tmp");
+    let start = |name: &str| {
+        let path = images.join(name);
+        let run = build(&job, &["own.toml", "-o", text(&path)]).limit(600);
+        run.env("TMPDIR", &temporary).start()
+    };
+    let (one, two) = (start("one.img"), start("two.img"));
+    one.finish().exits(0);
+    two.finish().exits(0);
+    let (one, two) = (
+        entries(&images.join("one.img")),
+        entries(&images.join("two.img")),
+    );
+    assert!(one.keys().eq(two.keys()), "the same names");
+    let differ = |path: &&PathBuf| one[*path] != two[*path];
+    let differ: Vec<&PathBuf> = one.keys().filter(differ).collect();
+    let known = |path: &&&PathBuf| !DIFFER.iter().any(|known| path == &&Path::new(known));
+    let unknown: Vec<&&PathBuf> = differ.iter().filter(known).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    assert!(one.contains_key(Path::new("/usr/local/bin/x")));
+
+    let three = start("three.img");
+    three.until_it_says("installing them");
+    let machine = || {
+        let below = processes::descendants(three.pid());
+        let runs = |pid: &u32| processes::executable(*pid).as_deref() == Some(&job.site.kernel);
+        below.iter().any(runs)
+    };
+    eventually("a machine runs", machine);
+    three.signal(libc::SIGINT);
+    three.finish().exits(125).says(&["cannot build 'own'"]);
+    assert_eq!(fs::read_dir(&images).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
 }
 
 /// A package that says hello, and a source of packages that is the directory `/repository` of an image.

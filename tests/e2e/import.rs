@@ -15,7 +15,7 @@ pub(crate) fn image<'a>(job: &'a Job, args: &[&str]) -> Run<'a> {
 }
 
 /// A small root filesystem of root's where we are root, as a tar archive.
-fn small_tar(job: &Job) -> PathBuf {
+pub(crate) fn small_tar(job: &Job) -> PathBuf {
     let (root, tar) = (small_root(job, "small"), job.beside("small.tar"));
     tool(
         "tar",

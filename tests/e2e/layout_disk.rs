@@ -14,7 +14,7 @@ use apppot_contract::link::{Decoder, Frame};
 use apppot_contract::{document, Contract, Outcome, Report, Workload};
 
 use crate::support::tools::{copy_sparse, ext4, sha256, tool};
-use crate::support::{boot_disk, processes, Backend, Job};
+use crate::support::{boot_disk, processes, sysv_disk, Backend, Job};
 
 #[test]
 fn launchers_boot_it_with_their_own_kernel() {
@@ -43,7 +43,8 @@ fn its_filesystem_and_its_table_are_sound() {
     job.apppot(&["image", "verify", name]).go().exits(0);
     assert!(tool("sfdisk", &["--verify", name]).contains("No errors detected"));
     let done = job.apppot(&["image", "info", name]).go().exits(0);
-    assert!(done.text().contains("disk"), "{}", done.text());
+    let version = format!("agent       {}", env!("CARGO_PKG_VERSION"));
+    done.shows(&["layout      disk", &version]);
 }
 
 /// Also that an image is a source of images.
@@ -141,13 +142,13 @@ fn root_sectors(disk: &Path) -> u64 {
     number(8) + 1 - number(0)
 }
 
-#[test]
-fn without_a_contract_it_is_an_ordinary_system_that_grows() {
+/// The service has run: nothing else makes the root grow.
+fn grows_without_a_contract(image: Option<&Path>, says: &str, has_network: bool) {
     let Some(job) = Job::new() else { return };
     if job.site.backend != Backend::Qemu {
         return;
     }
-    let Some(image) = boot_disk() else { return };
+    let Some(image) = image else { return };
     let disk = job.beside("disk.img");
     copy_sparse(image, &disk);
     let file = File::options().write(true).open(&disk).unwrap();
@@ -159,11 +160,13 @@ fn without_a_contract_it_is_an_ordinary_system_that_grows() {
     let drive = carrier(&job, "CIDATA", "user-data", "#cloud-config\n");
     let args = [&metadata.args()[..], &["-drive", &drive]].concat();
     let mut machine = Machine::start(&job, &disk, &args);
-    machine.until("a login prompt", |machine| {
-        machine.says().contains("login:")
+    machine.until("the end of the boot", |machine| {
+        machine.says().contains(says)
     });
     machine.until("a larger root", |_| root_sectors(&disk) > before);
-    machine.until("user-data", |_| metadata.asked.load(Relaxed) >= 2);
+    // Where the system brings up no network, systemd-networkd is asked to.
+    let asked = |_: &Machine| metadata.asked.load(Relaxed) >= 2;
+    machine.until("user-data", |machine| asked(machine) || !has_network);
     // The filesystem grows right after the table, and the journal keeps it sound.
     std::thread::sleep(Duration::from_secs(2));
     drop(machine);
@@ -188,6 +191,28 @@ fn without_a_contract_it_is_an_ordinary_system_that_grows() {
         blocks * size > (before * 512) + (128 << 20),
         "{blocks} of {size}"
     );
+}
+
+#[test]
+fn without_a_contract_it_is_an_ordinary_system_that_grows() {
+    grows_without_a_contract(boot_disk(), "login:", true);
+}
+
+#[test]
+fn without_systemd_a_script_is_the_service() {
+    grows_without_a_contract(sysv_disk(), "Entering runlevel: 2", false);
+}
+
+#[test]
+fn an_init_of_system_v_runs_the_job() {
+    let Some(job) = Job::new() else { return };
+    let Some(image) = sysv_disk() else { return };
+    let script = "cat /proc/1/comm; id -u; cat; echo made >file; exit 37";
+    let run = job.sh(script).image(image).bytes("to stdin\n");
+    let done = run.with(&["--boot", "system"]).limit(420).go().exits(37);
+    let uid = job.site.user.uid;
+    done.prints(&format!("init\n{uid}\nto stdin\n"));
+    assert_eq!(job.read("file"), "made\n");
 }
 
 /// What the agent sends until the report.

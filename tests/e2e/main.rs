@@ -8,7 +8,7 @@
 //! | `APPPOT_TEST_KERNEL` | the kernel | the one that `apppot` finds |
 //! | `APPPOT_TEST_IMAGE` | the image that `images/build.sh` builds | tests that need it are skipped |
 //! | `APPPOT_TEST_FORTRAN`, `APPPOT_TEST_PYTHON` | the images of the recipes fortran and python-plot | likewise |
-//! | `APPPOT_TEST_ROOT` | what `images/bootable.sh` builds | likewise |
+//! | `APPPOT_TEST_ROOT`, `APPPOT_TEST_ROOT_SYSV` | what `images/bootable.sh` builds, with each init | likewise |
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
 //! | `APPPOT_TEST_CHANNEL` | the channel for the job's files | `auto` |
 //! | `APPPOT_TEST_VIRTIOFSD` | the virtiofsd with which the channel virtiofs is tested, too | it is not |
@@ -31,6 +31,7 @@ mod doctor;
 mod ending;
 mod environment;
 mod files;
+mod image_files;
 mod images;
 mod import;
 mod jobdir;

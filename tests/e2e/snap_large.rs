@@ -175,7 +175,7 @@ fn nothing_half_made_stays_when_the_launcher_is_killed() {
     scene.run("c").go().exits(0);
     let unfinished = || scene.kept(|name| name.contains(".img")).len();
     for signal in [libc::SIGKILL, libc::SIGTERM] {
-        let running = scene.run("c").start();
+        let running = scene.run("c").without_unnamed_files().start();
         eventually("the image is begun", || unfinished() == 1);
         assert!(scene.images().is_empty());
         running.signal(signal);

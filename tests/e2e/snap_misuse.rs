@@ -106,7 +106,7 @@ fn what_is_interrupted_leaves_nothing() {
 fn is_interrupted(job: &Job, image: &Path, signal: i32) -> bool {
     job.put("record", "old");
     let words = ["snap", "base", image.to_str().unwrap(), "-o", "record"];
-    let running = job.apppot(&words).start();
+    let running = job.apppot(&words).without_unnamed_files().start();
     let begun = || names(job.path()).len() > 1 || job.read("record") != "old";
     let until = Instant::now() + Duration::from_secs(20);
     while !begun() && Instant::now() < until {

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{bail, Context, Result};
 use apppot_image::layout::{Loader, EFI_SIZE};
+use apppot_snapshot::uuid;
 
 use crate::failure::hinted;
 
@@ -57,13 +58,13 @@ fn program(name: &str, argument: &str) -> Result<()> {
 ///
 /// # Errors
 /// A tool is missing or fails.
-pub(super) fn make(uuid: &[u8; 16]) -> Result<Loader> {
+pub(super) fn make(root: &[u8; 16]) -> Result<Loader> {
     let room = tempfile::tempdir().context("cannot make a temporary directory")?;
     let configuration = room.path().join("grub.cfg");
     // What follows is in the root, where it can be changed.
     let text = format!(
         "search.fs_uuid {} root\nset prefix=($root)/boot/grub\n",
-        hyphenated(uuid)
+        uuid(root)
     );
     std::fs::write(&configuration, text).context("cannot write GRUB's configuration")?;
     let image = |format: &str, modules: &[&str]| -> Result<PathBuf> {
@@ -122,15 +123,4 @@ fn call(command: &mut Command) -> Result<()> {
         bail!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
-}
-
-fn hyphenated(uuid: &[u8; 16]) -> String {
-    let mut text = String::with_capacity(36);
-    for (index, byte) in uuid.iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
 }

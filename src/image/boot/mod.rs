@@ -20,6 +20,9 @@ const DIRECTORY: &str = "boot/apppot";
 /// The agent in the image.
 const AGENT: &str = "usr/lib/apppot/agent";
 
+/// Its version, for 'apppot image info'.
+pub(super) const VERSION: &str = "etc/apppot/agent-version";
+
 const UNIT: &str = include_str!("apppot.service");
 const SCRIPT: &str = include_str!("apppot.init");
 const GRUB: &str = include_str!("grub.cfg");
@@ -70,6 +73,8 @@ pub(super) fn prepare(filesystem: &mut Filesystem) -> Result<()> {
     filesystem.add_file(&at("initrd"), 0o600, &initrd)?;
     filesystem.add_file("boot/grub/grub.cfg", 0o644, GRUB.as_bytes())?;
     filesystem.add_file(AGENT, 0o755, crate::run::AGENT)?;
+    let version = concat!(env!("CARGO_PKG_VERSION"), "\n");
+    filesystem.add_file(VERSION, 0o644, version.as_bytes())?;
     let systemd = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
     let mut has_systemd = false;
     for path in systemd {
@@ -96,7 +101,26 @@ fn add_script(filesystem: &mut Filesystem) -> Result<()> {
     for level in 2..=5 {
         filesystem.add_symlink(&format!("etc/rc{level}.d/S99apppot"), "../init.d/apppot")?;
     }
+    // Where scripts run side by side, only those in this list are started (startpar(8)).
+    let list = "etc/init.d/.depend.start";
+    if let Some(text) = filesystem.read_file(list, LARGEST)? {
+        let text = with_target(&String::from_utf8_lossy(&text));
+        filesystem.add_file(list, 0o644, text.as_bytes())?;
+    }
     Ok(())
+}
+
+/// The list of scripts with ours.
+fn with_target(list: &str) -> String {
+    let lines = list.lines().map(|line| {
+        let names = line.strip_prefix("TARGETS =");
+        let is_new = |names: &str| !names.split_whitespace().any(|name| name == "apppot");
+        match names.is_some_and(is_new) {
+            true => format!("{line} apppot\n"),
+            false => format!("{line}\n"),
+        }
+    });
+    lines.collect()
 }
 
 /// The newest kernel that has its modules with it: its release and its path.
@@ -230,6 +254,8 @@ mod tests {
         assert!(place("modules/00-nvme-core.ko") < place("modules/01-nvme.ko"));
         assert!(initrd.contains("the driver"));
         assert!(filesystem.has(AGENT).unwrap());
+        let version = read(&mut filesystem, VERSION);
+        assert_eq!(version.trim(), env!("CARGO_PKG_VERSION"));
     }
 
     #[test]
@@ -239,6 +265,14 @@ mod tests {
         prepare(&mut other).unwrap();
         assert!(other.has("etc/rc2.d/S99apppot").unwrap());
         assert!(read(&mut other, "etc/init.d/apppot").starts_with("#!/bin/sh"));
+        let list = "TARGETS = sudo rc.local\nINTERACTIVE =\nrc.local: sudo\n";
+        let path = "etc/init.d/.depend.start";
+        other.add_file(path, 0o644, list.as_bytes()).unwrap();
+        for _ in 0..2 {
+            prepare(&mut other).unwrap();
+            let expected = list.replace("rc.local\nI", "rc.local apppot\nI");
+            assert_eq!(read(&mut other, path), expected);
+        }
         let mut systemd = filesystem(&file);
         systemd
             .add_file("usr/lib/systemd/systemd", 0o755, b"")

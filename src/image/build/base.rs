@@ -134,6 +134,9 @@ fn words(recipe: &Recipe) -> Result<Vec<OsString>> {
     }
     let packages = recipe.packages.iter();
     words.extend(packages.map(|name| format!("--include={name}")));
+    if recipe.user.is_some() {
+        words.push(String::from("--include=passwd"));
+    }
     if !recipe.documentation {
         words.extend(DOCUMENTATION.map(|rule| format!("--dpkgopt={rule}")));
     }

@@ -1,10 +1,11 @@
 //! What a built image keeps of the system that it was built in.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::Result;
 use apppot_snapshot::content::Contents;
-use apppot_snapshot::entry::{is_within, Kind, Time};
+use apppot_snapshot::entry::{is_within, Entry, Kind, Time};
 use apppot_snapshot::rules::Rules;
 use apppot_snapshot::tree::{Ext4, Found, Listing, Tree};
 
@@ -80,7 +81,7 @@ impl Tree for Finished {
     fn walk(&self, rules: &Rules) -> apppot_snapshot::Result<Listing> {
         let mut listing = self.tree.walk(rules)?;
         let found = &mut listing.found;
-        found.retain(|found| stays(&found.entry.path, &found.entry.kind));
+        leave_out(found);
         for meta in found.iter_mut().map(|found| &mut found.entry.meta) {
             if meta.mtime >= self.began {
                 meta.mtime = self.newest;
@@ -92,6 +93,39 @@ impl Tree for Finished {
     fn open(&self, found: &Found) -> apppot_snapshot::Result<Box<dyn Contents + '_>> {
         self.tree.open(found)
     }
+}
+
+/// Leaves out what does not stay. Of a file with other names the first one that stays is the file then.
+fn leave_out(all: &mut Vec<Found>) {
+    let mut gone: HashMap<Vec<u8>, Kind> = HashMap::new();
+    let mut heirs: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+    all.retain_mut(|found| {
+        let Entry { path, kind, .. } = &mut found.entry;
+        let kept = stays(path, kind);
+        match kind {
+            Kind::Link(first) if kept => {
+                if let Some(heir) = heirs.get(first) {
+                    first.clone_from(heir);
+                } else if let Some(file) = gone.remove(first) {
+                    heirs.insert(first.clone(), path.clone());
+                    *kind = file;
+                }
+            }
+            Kind::Directory | Kind::Link(_) => {}
+            _ if kept => {}
+            _ => {
+                gone.insert(path.clone(), kind.clone());
+            }
+        }
+        kept
+    });
+}
+
+/// Whether a file of this path can be put into an image.
+pub(super) fn may_be_put(path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let path = path.strip_prefix("/").unwrap_or(path);
+    stays(path.as_os_str().as_bytes(), &Kind::Fifo)
 }
 
 fn stays(path: &[u8], kind: &Kind) -> bool {
@@ -125,6 +159,54 @@ pub(super) fn name(path: &Path) -> Result<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use apppot_image::{Filesystem, Options};
+
+    /// What is left of files whose names are one file's.
+    fn left(names: &[&str], modified: i64) -> Vec<(String, Kind, Vec<u8>)> {
+        let file = tempfile::tempfile().unwrap();
+        let mut filesystem =
+            Filesystem::new(file.try_clone().unwrap(), Options::default()).unwrap();
+        filesystem.add_file(names[0], 0o755, b"content").unwrap();
+        for name in &names[1..] {
+            filesystem.add_link(name, names[0]).unwrap();
+        }
+        filesystem.finish().unwrap();
+        let began = Time {
+            seconds: modified,
+            nanoseconds: 0,
+        };
+        let tree = Ext4::open(Box::new(file), 0).unwrap();
+        let finished = Finished::new(tree, began).unwrap();
+        let found = finished.walk(&Rules::everything()).unwrap().found;
+        let files = found.iter().filter(|found| !found.entry.is_directory());
+        let read = |found: &Found| {
+            let mut bytes = Vec::new();
+            if let Kind::File(_) = found.entry.kind {
+                let file = finished.open(found).unwrap();
+                bytes.resize(file.size() as usize, 0);
+                file.read_at(&mut bytes, 0).unwrap();
+            }
+            bytes
+        };
+        let path = |found: &Found| String::from_utf8(found.entry.path.clone()).unwrap();
+        files
+            .map(|found| (path(found), found.entry.kind.clone(), read(found)))
+            .collect()
+    }
+
+    #[test]
+    fn a_file_lives_on_under_the_names_that_stay() {
+        let names = ["tmp/x", "tmp/y", "usr/bin/a", "usr/bin/b", "usr/bin/c"];
+        let found = left(&names, 0);
+        let paths: Vec<&str> = found.iter().map(|(path, ..)| path.as_str()).collect();
+        assert_eq!(paths, ["usr/bin/a", "usr/bin/b", "usr/bin/c"]);
+        assert!(matches!(found[0].1, Kind::File(_)));
+        assert_eq!(found[0].2, b"content");
+        for other in &found[1..] {
+            assert_eq!(other.1, Kind::Link(b"usr/bin/a".to_vec()));
+        }
+        assert_eq!(left(&["tmp/x", "var/tmp/x"], 0), []);
+    }
 
     #[test]
     fn what_stays() {
@@ -141,6 +223,7 @@ mod tests {
         ] {
             assert_eq!(stays(path, &file), kept, "{path}");
         }
+        assert!(may_be_put(Path::new("/srv/x")) && !may_be_put(Path::new("/tmp/x")));
         assert!(stays("tmp", &Kind::Directory));
         assert!(stays("var/log/apt", &Kind::Directory));
         assert!(!stays("var/lib/apt/lists/partial", &Kind::Directory));

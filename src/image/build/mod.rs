@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 use apppot_backends::process::descriptor_path;
@@ -26,7 +26,7 @@ use serde_json::json;
 use self::base::Bootstrap;
 use self::finished::Finished;
 use self::recipe::Recipe;
-use super::args::BuildArgs;
+use super::args::{BuildArgs, Layout};
 use super::make::New;
 use super::{workload, ORIGIN};
 use crate::cli::General;
@@ -51,11 +51,12 @@ pub(super) fn build(args: &BuildArgs, general: &General) -> Result<()> {
             "build where require-signature is not set, and sign the image",
         ));
     }
+    check(&recipe, args)?;
     let word = args.output.clone();
-    let new = New::begin(
-        &word.unwrap_or_else(|| PathBuf::from(&recipe.name)),
-        &args.make,
-    )?;
+    let word = word.unwrap_or_else(|| PathBuf::from(&recipe.name));
+    let inputs = recipe.inputs();
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    let new = New::begin(&word, &args.make, &inputs)?;
     let mut build = Build {
         recipe: &recipe,
         work: new.scratch()?,
@@ -76,6 +77,24 @@ pub(super) fn build(args: &BuildArgs, general: &General) -> Result<()> {
     });
     let summary = summary.map_err(|error| build.explain(&new, error))?;
     new.keep(&summary, general)
+}
+
+/// Notices what would be in the way later.
+fn check(recipe: &Recipe, args: &BuildArgs) -> Result<()> {
+    if let Some(size) = args.make.size {
+        recipe::check_size(size).map_err(|why| hinted(why, "leave out --size"))?;
+    }
+    if args.make.layout == Layout::Disk && !recipe.may_have_a_kernel() {
+        return Err(hinted(
+            "a disk boots a kernel of its own, and the recipe names none",
+            "add linux-image-amd64 to its packages",
+        ));
+    }
+    run::check().context("what is to be built runs in a machine, and none can be started")?;
+    if !recipe.commands.is_empty() {
+        apppot_backends::user_network().context("the recipe's commands run with a network")?;
+    }
+    Ok(())
 }
 
 /// A build that goes on.

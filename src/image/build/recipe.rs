@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{bail, Context, Result};
 use serde::Deserialize;
 
+use super::finished::may_be_put;
 use crate::failure::hinted;
 use crate::files;
 use crate::units::Size;
@@ -22,6 +23,33 @@ const SHIPPED: [(&str, &str); 3] = [
 
 /// Bytes of a recipe.
 const LIMIT: u64 = 1 << 20;
+
+/// No Debian fits into less, bytes.
+const LEAST_SIZE: Size = Size(64 << 20);
+
+/// The accounts that every Debian has (/usr/share/base-passwd/passwd.master), and apt's.
+const ACCOUNTS: [&str; 20] = [
+    "root",
+    "daemon",
+    "bin",
+    "sys",
+    "sync",
+    "games",
+    "man",
+    "lp",
+    "mail",
+    "news",
+    "uucp",
+    "proxy",
+    "www-data",
+    "backup",
+    "list",
+    "irc",
+    "gnats",
+    "_apt",
+    "nobody",
+    "messagebus",
+];
 
 /// A recipe; `docs/images.md` describes the keys.
 #[derive(Debug, Default, Deserialize)]
@@ -120,8 +148,7 @@ impl Recipe {
         let suite = self.suite.iter().map(|name| ("suite", name, "-"));
         let mirror = self.mirror.iter().map(|uri| ("mirror", uri, "+.:/~@%_-"));
         let packages = self.packages.iter().map(|name| ("package", name, "+.:-"));
-        let user = self.user.iter().map(|name| ("user", name, "._-"));
-        for (what, text, others) in suite.chain(mirror).chain(packages).chain(user) {
+        for (what, text, others) in suite.chain(mirror).chain(packages) {
             if !made_of(text, others) {
                 return Err(format!("'{text}' cannot be a {what}'s name"));
             }
@@ -129,12 +156,24 @@ impl Recipe {
         for target in self.files.keys() {
             let normal = |part| matches!(part, Component::RootDir | Component::Normal(_));
             let is_file = target.file_name().is_some() && target.components().all(normal);
+            let shown = target.display();
             if !target.is_absolute() || !is_file {
                 return Err(format!(
-                    "files: '{}' is no path in the image, such as /etc/motd",
-                    target.display()
+                    "files: '{shown}' is no path in the image, such as /etc/motd"
                 ));
             }
+            if !may_be_put(target) {
+                return Err(format!("files: '{shown}' does not stay in an image"));
+            }
+        }
+        if let Some(name) = &self.user {
+            check_account(name)?;
+        }
+        if let Some(size) = self.size {
+            check_size(size)?;
+        }
+        if self.commands.iter().any(|command| command.contains('\0')) {
+            return Err(String::from("commands: a command has a zero byte"));
         }
         if let Some(script) = &self.autorun {
             if !script.starts_with("#!") {
@@ -144,6 +183,22 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+
+    /// Everything on this host that the image is made of.
+    pub(super) fn inputs(&self) -> Vec<PathBuf> {
+        let Some(file) = &self.file else {
+            return Vec::new();
+        };
+        let beside = |source: &PathBuf| file.with_file_name("").join(source);
+        let sources = self.files.values().map(beside);
+        std::iter::once(file.clone()).chain(sources).collect()
+    }
+
+    /// Whether a kernel comes with the packages, as far as the recipe tells.
+    pub(super) fn may_have_a_kernel(&self) -> bool {
+        let is_kernel = |name: &String| name.starts_with("linux-image");
+        !self.commands.is_empty() || self.packages.iter().any(is_kernel)
     }
 
     /// The recipe's files: where each goes, without the first slash, whether it can be executed, and
@@ -161,6 +216,36 @@ impl Recipe {
                 .with_context(|| format!("cannot read '{}' of the recipe", source.display()))?;
         }
         Ok(found)
+    }
+}
+
+/// An account that useradd(8) makes and no image has.
+fn check_account(name: &str) -> std::result::Result<(), String> {
+    let first = |c: char| c.is_ascii_lowercase() || c == '_';
+    let is_name = name.starts_with(first)
+        && name
+            .chars()
+            .all(|c| first(c) || c.is_ascii_digit() || c == '-');
+    if !is_name || name.len() > 32 {
+        return Err(format!(
+            "'{name}' cannot be a user's name: up to 32 of a-z, 0-9, _ and -"
+        ));
+    }
+    match ACCOUNTS.contains(&name) {
+        true => Err(format!(
+            "user: every Debian has an account '{name}'; name one for jobs, such as user"
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Whether an image of that size can be built at all.
+pub(super) fn check_size(size: Size) -> std::result::Result<(), String> {
+    match size < LEAST_SIZE {
+        true => Err(format!(
+            "{size} is too small: no Debian fits into less than {LEAST_SIZE}"
+        )),
+        false => Ok(()),
     }
 }
 
@@ -227,6 +312,12 @@ mod tests {
             ("suite = \"a b\"", "cannot be a suite's name"),
             ("mirror = \"deb [x]\"", "cannot be a mirror's name"),
             ("user = \"$(x)\"", "cannot be a user's name"),
+            ("user = \"A.b\"", "cannot be a user's name"),
+            ("user = \"root\"", "every Debian has an account 'root'"),
+            ("size = \"1K\"", "1K is too small"),
+            ("size = 0", "0 is too small"),
+            ("commands = [\"a\\u0000\"]", "a zero byte"),
+            ("[files]\n\"/tmp/x\" = \"x\"", "does not stay"),
             ("autorun = \"echo\"", "first line names what runs it"),
             ("[files]\n\"etc/motd\" = \"x\"", "is no path in the image"),
             ("[files]\n\"/../x\" = \"x\"", "is no path in the image"),

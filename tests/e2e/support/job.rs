@@ -165,6 +165,7 @@ pub(crate) struct Run<'a> {
     has_own_network: bool,
     umask: Option<u32>,
     ignored: Option<i32>,
+    has_unnamed_files: bool,
 }
 
 impl<'a> Run<'a> {
@@ -194,6 +195,7 @@ impl<'a> Run<'a> {
             has_own_network: false,
             umask: None,
             ignored: None,
+            has_unnamed_files: true,
         }
     }
 
@@ -281,6 +283,12 @@ impl<'a> Run<'a> {
         self
     }
 
+    /// Where no filesystem makes files without a name (`O_TMPFILE`), as NFS.
+    pub(crate) fn without_unnamed_files(mut self) -> Self {
+        self.has_unnamed_files = false;
+        self
+    }
+
     /// Runs it where this shell script, as root of a mount namespace of its own, has changed the
     /// mounts. (An ordinary user is root there, and stays it.)
     pub(crate) fn mounts(mut self, script: &str) -> Self {
@@ -307,6 +315,7 @@ impl<'a> Run<'a> {
             .current_dir(&self.directory);
         let close = matches!(self.input, Input::Closed);
         let (limits, umask, ignored) = (self.limits.clone(), self.umask, self.ignored);
+        let has_unnamed_files = self.has_unnamed_files;
         // SAFETY: only async-signal-safe calls.
         unsafe {
             command.pre_exec(move || {
@@ -326,7 +335,10 @@ impl<'a> Run<'a> {
                 if let Some(signal) = ignored {
                     libc::signal(signal, libc::SIG_IGN);
                 }
-                Ok(())
+                match has_unnamed_files {
+                    true => Ok(()),
+                    false => processes::refuse_unnamed_files(),
+                }
             });
         }
         command

@@ -10,7 +10,7 @@ pub(crate) mod tools;
 
 pub(crate) use self::job::{Input, Job, Run};
 pub(crate) use self::running::{Done, Running};
-pub(crate) use self::site::{boot_disk, debian_image, site, Backend, Site};
+pub(crate) use self::site::{boot_disk, debian_image, site, sysv_disk, Backend, Site};
 
 use std::time::{Duration, Instant};
 

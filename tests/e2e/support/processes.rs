@@ -56,6 +56,45 @@ pub(crate) fn as_user(command: &mut Command, site: &Site) {
     }
 }
 
+/// From now on open(2) has no `O_TMPFILE`, in children too. Async-signal-safe.
+pub(crate) fn refuse_unnamed_files() -> io::Result<()> {
+    const UNNAMED: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
+    const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP as u32;
+    let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let (is, jump) = (libc::BPF_JMP | libc::BPF_JEQ, libc::BPF_JMP | libc::BPF_JA);
+    // struct seccomp_data: the call's number at 0, its arguments from 16 on.
+    let mut program = [
+        step(load, 0, 0, 0),
+        step(is, libc::SYS_openat as u32, 0, 2),
+        step(load, 32, 0, 0),
+        step(jump, 2, 0, 0),
+        step(is, libc::SYS_open as u32, 0, 3),
+        step(load, 24, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JSET, UNNAMED, 0, 1),
+        step(libc::BPF_RET, REFUSED, 0, 0),
+        step(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the program is alive during the call, which copies it.
+    let failed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+            || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter) != 0
+    };
+    match failed {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(()),
+    }
+}
+
 /// One line of /proc/PID/stat: parent and state.
 fn stat(pid: u32) -> Option<(u32, char)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -115,6 +115,15 @@ impl Running {
 
     /// Waits until standard output holds `text`.
     pub(crate) fn until_it_prints(&self, text: &str) {
+        self.until(&self.stdout, text);
+    }
+
+    /// Waits until standard error holds `text`.
+    pub(crate) fn until_it_says(&self, text: &str) {
+        self.until(&self.stderr, text);
+    }
+
+    fn until(&self, stream: &Captured, text: &str) {
         let limit = self.limit.saturating_sub(self.started.elapsed());
         let what = || {
             format!(
@@ -125,12 +134,12 @@ impl Running {
         };
         let end = Instant::now() + limit;
         loop {
-            // Asked before the text is: what is printed last is not missed.
-            let is_all = *self.stdout.ended.lock().unwrap() && self.has_ended();
-            if self.stdout.text().contains(text) {
+            // Asked before the text is: what comes last is not missed.
+            let is_all = *stream.ended.lock().unwrap() && self.has_ended();
+            if stream.text().contains(text) {
                 return;
             }
-            assert!(Instant::now() < end && !is_all, "did not print {}", what());
+            assert!(Instant::now() < end && !is_all, "no {}", what());
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -119,31 +119,37 @@ pub(crate) fn built(variable: &str) -> Option<PathBuf> {
 /// A disk that boots by itself, which the user can only read.
 pub(crate) fn boot_disk() -> Option<&'static Path> {
     static DISK: OnceLock<Option<PathBuf>> = OnceLock::new();
+    DISK.get_or_init(|| make_disk("APPPOT_TEST_ROOT", "boot-disk.img"))
+        .as_deref()
+}
+
+/// As [`boot_disk`], with System V's init.
+pub(crate) fn sysv_disk() -> Option<&'static Path> {
+    static DISK: OnceLock<Option<PathBuf>> = OnceLock::new();
+    DISK.get_or_init(|| make_disk("APPPOT_TEST_ROOT_SYSV", "sysv-disk.img"))
+        .as_deref()
+}
+
+fn make_disk(variable: &str, name: &str) -> Option<PathBuf> {
     let site = site()?;
-    let disk = DISK.get_or_init(|| {
-        let Some(root) = std::env::var_os("APPPOT_TEST_ROOT") else {
-            refuse_to_skip("APPPOT_TEST_ROOT is not set (images/bootable.sh prints a path)");
-            return None;
-        };
-        let disk = site.stage.join("boot-disk.img");
-        let binary = site.binary.as_os_str();
-        let words = [
-            OsStr::new("image"),
-            OsStr::new("import"),
-            &root,
-            disk.as_os_str(),
-        ];
-        let layout = [OsStr::new("--layout"), OsStr::new("disk")];
-        let mut command = Command::new(binary);
-        let made = processes::output(command.args(words).args(layout));
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        Some(disk)
-    });
-    disk.as_deref()
+    let Some(root) = std::env::var_os(variable) else {
+        refuse_to_skip(&format!(
+            "{variable} is not set (images/bootable.sh prints a path)"
+        ));
+        return None;
+    };
+    let disk = site.stage.join(name);
+    let words = ["image", "import"].map(OsStr::new);
+    let paths = [root.as_os_str(), disk.as_os_str()];
+    let layout = ["--layout", "disk"].map(OsStr::new);
+    let mut command = Command::new(&site.binary);
+    let made = processes::output(command.args(words).args(paths).args(layout));
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Some(disk)
 }
 
 /// In CI everything must be there.
