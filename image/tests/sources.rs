@@ -36,6 +36,19 @@ fn a_directory() {
     }
 }
 
+/// Whoever writes an archive into a pipe fails when nobody reads its last record to the end.
+#[test]
+fn an_archive_s_last_record_is_read() {
+    let work = tempfile::tempdir().unwrap();
+    let root = fresh(work.path(), "root");
+    std::fs::write(root.join("file"), "content").unwrap();
+    let archive = tar(&root, "--blocking-factor=200");
+    let mut rest = &archive[..];
+    let mut filesystem = image(&work.path().join("image"), Options::default());
+    filesystem.add_tar(&mut rest, Archive::Plain).unwrap();
+    assert_eq!(rest.len(), 0);
+}
+
 #[test]
 fn archives_of_every_format() {
     let work = tempfile::tempdir().unwrap();

@@ -59,6 +59,9 @@ pub struct Member {
     pub has_text_acl: bool,
 }
 
+/// The most that is read behind the end. Records have 10 KiB, or what `tar --blocking-factor` says.
+const LAST_RECORD: u64 = 1 << 20;
+
 /// An archive that is read from its beginning to its end.
 pub struct Reader<R> {
     inner: R,
@@ -144,9 +147,16 @@ impl<R: Read> Reader<R> {
             _ => return Err(Error::Truncated),
         }
         if block == [0; BLOCK] {
+            self.finish();
             return Ok(None);
         }
         Header::new(block).map(Some)
+    }
+
+    /// Reads what fills an archive's last record: whoever writes into a pipe would fail at that. It means
+    /// nothing, so neither does an error; of what else may follow, no more than a part is read.
+    fn finish(&mut self) {
+        let _ = io::copy(&mut self.inner.by_ref().take(LAST_RECORD), &mut io::sink());
     }
 
     /// Fills as much of `buffer` as there are bytes.
