@@ -135,24 +135,25 @@ impl AsFd for Link {
 /// A buffer that output is read into behind room for the frame's header, so that nothing is copied.
 pub(crate) struct OutputBuffer(Vec<u8>);
 
-const PAGE: usize = 4096;
-
 impl OutputBuffer {
+    /// Bytes that fit: a page less than a frame takes, so that with its header it is two writes, not
+    /// three, of the 32 KiB that a virtio-serial port takes at once.
+    pub(crate) const SIZE: usize = MAX_PAYLOAD - 4096;
+
     pub(crate) fn new() -> Self {
-        OutputBuffer(vec![0; HEADER + MAX_PAYLOAD])
+        OutputBuffer(vec![0; HEADER + Self::SIZE])
     }
 
-    /// Where to read up to `most` bytes to: a page less than a frame takes, so that with its header it
-    /// is two writes, not three, of the 32 KiB that a virtio-serial port takes at once.
+    /// Where to read up to `most` bytes to, as many as fit.
     pub(crate) fn payload(&mut self, most: usize) -> &mut [u8] {
-        let end = HEADER + most.min(MAX_PAYLOAD - PAGE);
+        let end = HEADER + most.min(Self::SIZE);
         &mut self.0[HEADER..end]
     }
 
     /// The frame of the `len` bytes that were read; `empty` is the frame's kind, without payload.
     pub(crate) fn frame(&mut self, empty: &Frame, len: usize) -> &[u8] {
         let mut header = empty.to_vec();
-        // At most MAX_PAYLOAD.
+        // At most SIZE.
         header[1..HEADER].copy_from_slice(&(len as u32).to_be_bytes());
         self.0[..HEADER].copy_from_slice(&header);
         &self.0[..HEADER + len]

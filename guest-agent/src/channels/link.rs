@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use apppot_contract::link::{Frame, Stream, MAX_PAYLOAD, WINDOW};
+use apppot_contract::link::{Frame, Stream, WINDOW};
 
 use crate::link::{Link, OutputBuffer};
 use crate::stdin::RingReader;
@@ -158,11 +158,11 @@ impl<'a> Outgoing<'a> {
 
 impl Write for Outgoing<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let len = bytes.len().min(MAX_PAYLOAD - self.len);
+        let len = bytes.len().min(OutputBuffer::SIZE - self.len);
         let filled = self.len + len;
         self.buffer.payload(filled)[self.len..].copy_from_slice(&bytes[..len]);
         self.len = filled;
-        if self.len == MAX_PAYLOAD {
+        if self.len == OutputBuffer::SIZE {
             self.send()?;
         }
         Ok(len)
