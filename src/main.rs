@@ -16,6 +16,7 @@ mod session;
 mod signature;
 mod snap;
 mod staging;
+mod trust;
 mod units;
 
 use std::process::ExitCode;

@@ -126,8 +126,9 @@ impl Rules {
         }
     }
 
-    /// No patterns, for a tree that is no root filesystem: everything belongs to it.
-    pub(crate) fn of_nobody() -> Self {
+    /// No patterns, for a tree that is no root filesystem, or of which everything is wanted.
+    #[must_use]
+    pub fn of_nobody() -> Self {
         Rules {
             is_root: false,
             ..Self::everything()

@@ -93,6 +93,7 @@ pub(super) fn specify(
         deadline: config.time_limit.value.map(|limit| started + limit.0),
         makes: !args.dry_run,
         verbose: general.verbose > 0,
+        quiet: general.quiet,
     };
     let committed = may.then(|| wanted.get()).flatten();
     let changes = match committed {
@@ -138,6 +139,13 @@ fn environment(config: &Config, backend: &dyn Hypervisor) -> Vec<(&'static str, 
     ];
     if let Some(kernel) = &config.kernel.value {
         environment.push(("APPPOT_KERNEL", kernel.into()));
+    }
+    for row in config.rows() {
+        match row.key {
+            "containment" => environment.push(("APPPOT_CONTAINMENT", row.value.into())),
+            "seccomp" => environment.push(("APPPOT_SECCOMP", row.value.into())),
+            _ => {}
+        }
     }
     environment
 }

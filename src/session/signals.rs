@@ -17,6 +17,9 @@ const TAKEN: [Signal; 8] = [
     Signal::SIGWINCH,
 ];
 
+/// Those that are for the command alone: they can wait until there is one.
+const HELD: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGXCPU];
+
 /// The launcher's signals.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -34,6 +37,12 @@ impl Signals {
         set.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         SignalFd::with_flags(&set, flags).map(|descriptor| Signals { descriptor })
+    }
+
+    /// Lets those that are for the command wait until [`Signals::take`].
+    pub(crate) fn hold() -> nix::Result<()> {
+        let held = HELD.into_iter().filter(|&signal| !is_ignored(signal));
+        held.collect::<SigSet>().thread_block()
     }
 
     /// Lets them act by themselves again, also those that have come and that nobody has read.

@@ -7,18 +7,17 @@
 //! a site's demand believes root's alone.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use apppot_backends::stamp::Stamp;
 
 use super::Key;
+use crate::trust;
 
 /// Where root's are.
 const SITE: &str = "/var/cache/apppot/verified";
-/// What fstatfs(2) says of filesystems whose times a user makes up.
-const FUSE: i64 = 0x6573_5546;
 
 /// The memories that are believed, and the one that is added to.
 #[derive(Debug)]
@@ -67,16 +66,8 @@ impl Verified {
         let Some(name) = name(stamp, file, key, signature) else {
             return false;
         };
-        let is_owners = |path: &Path, uid: u32, directory: bool| {
-            std::fs::symlink_metadata(path).is_ok_and(|metadata| {
-                metadata.is_dir() == directory
-                    && !metadata.is_symlink()
-                    && metadata.uid() == uid
-                    && metadata.mode() & 0o022 == 0
-            })
-        };
         self.believed.iter().any(|(place, uid)| {
-            is_owners(place, *uid, true) && is_owners(&place.join(&name), *uid, false)
+            trust::is_directory_of(place, *uid) && trust::is_file_of(&place.join(&name), *uid)
         })
     }
 
@@ -101,12 +92,7 @@ impl Verified {
 
 /// The name of what is remembered; none for files whose stamps cannot be relied on.
 fn name(stamp: &Stamp, file: &File, key: &Key, signature: &str) -> Option<String> {
-    let filesystem = nix::sys::statfs::fstatfs(file).ok()?.filesystem_type().0;
-    #[allow(clippy::unnecessary_cast)] // It is another type elsewhere.
-    let filesystem = filesystem as i64;
-    if filesystem == FUSE {
-        return None;
-    }
+    let filesystem = trust::filesystem(file)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("apppot-verified 1\n{filesystem:x} {stamp}\n{key}\n").as_bytes());
     hasher.update(signature.as_bytes());

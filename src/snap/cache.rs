@@ -11,12 +11,17 @@ use apppot_backends::stamp::Stamp;
 use apppot_snapshot::entry::Hash;
 use apppot_snapshot::hex;
 
+use crate::trust;
+
 /// The remembered fingerprint of the image at `path`, or the one that `make` gives.
 pub(super) fn fingerprint<E>(
     path: &Path,
     make: impl FnOnce() -> Result<Hash, E>,
 ) -> Result<String, E> {
-    let image = std::fs::metadata(path).ok();
+    let image = match trust::has_true_stamp(path) {
+        true => std::fs::metadata(path).ok(),
+        false => None,
+    };
     let place = image.and_then(|image| place(&Stamp::from(&image)));
     if let Some(known) = place
         .as_ref()

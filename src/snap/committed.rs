@@ -10,22 +10,31 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use apppot_backends::flock::{self, Use};
 use apppot_backends::image::Image;
 use apppot_snapshot::hex;
+use apppot_snapshot::merge::mark;
+use apppot_snapshot::rules::Rules;
 
 use super::images;
 use super::kept::{Entry, Kept};
 use super::Examined;
 use crate::failure::say;
+use crate::progress::PATIENCE;
+use crate::run::AGENT;
+use crate::session::Signals;
+use crate::trust;
 
 /// Longest that an image may take to be made.
 const MAKING: Duration = Duration::from_secs(600);
 /// Longest that is waited for another that makes it.
 const WAITING: Duration = Duration::from_secs(60);
+/// An image of so many bytes is copied for any large changes, a larger one for a sixteenth of its size at least.
+const CHEAP: u64 = 2 << 30;
 /// A change within a tick of the filesystem's clock would not show in a stamp.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -41,12 +50,14 @@ pub(crate) struct Wanted<'a> {
     pub(crate) makes: bool,
     /// Whether it is said what is done.
     pub(crate) verbose: bool,
+    /// Whether nothing is said, however long it takes.
+    pub(crate) quiet: bool,
 }
 
 impl Wanted<'_> {
     /// The image with the archives in it, if that is the way to boot it.
     pub(crate) fn get(&self) -> Option<Image> {
-        if !is_large(self.archives) || !images::is_quick(self.image) {
+        if !is_large(self.archives) || !images::is_quick(self.image) || !self.is_the_same() {
             return None;
         }
         match self.find_or_make(&Kept::find()?) {
@@ -60,6 +71,21 @@ impl Wanted<'_> {
         }
     }
 
+    /// Whether a merge at boot makes the same as a commit, and what was made once is known again.
+    fn is_the_same(&self) -> bool {
+        // An image that is written into remembers its archives, and is not given them twice; one that may be
+        // any may have them already.
+        let twice = |(index, archive): (usize, &Examined)| {
+            let before = &self.archives[..index];
+            before.iter().any(|other| other.id == archive.id)
+        };
+        let paths = self.archives.iter().map(|archive| &archive.changes.path);
+        let mut paths = paths.chain(std::iter::once(&self.image.path));
+        !self.archives.iter().any(|archive| archive.changes.any_base)
+            && !self.archives.iter().enumerate().any(twice)
+            && paths.all(|path| trust::has_true_stamp(path))
+    }
+
     fn tell(&self, what: &str) {
         if self.verbose {
             say(&format!("apppot: {what}"));
@@ -69,6 +95,9 @@ impl Wanted<'_> {
     fn find_or_make(&self, kept: &Kept) -> Result<Option<Image>> {
         if self.makes {
             kept.create()?;
+        }
+        if self.makes || kept.device().is_some() {
+            kept.check()?;
         }
         let Some(entry) = self.name(kept).map(|name| kept.entry(&name)) else {
             return Ok(None);
@@ -80,16 +109,17 @@ impl Wanted<'_> {
         if !self.makes || entry.is_first_use()? {
             return Ok(None);
         }
-        let Some(note) = self.turn(&entry)? else {
-            bail!("another job takes long to make an image of them");
-        };
+        let slow = "another job takes long to make an image";
+        let end = self.until(WAITING);
+        let _note = self.turn(end, || entry.lock())?.context(slow)?;
         if let Some(image) = entry.image() {
             return Ok(Some(image));
         }
         ensure!(!entry.has_failed(), "this has failed before");
-        let image = self.make(kept, &entry)?;
-        drop(note);
-        Ok(Some(image))
+        // Nobody forgets it now.
+        entry.touch();
+        let _all = self.turn(end, || kept.lock())?.context(slow)?;
+        self.make(kept, &entry).map(Some)
     }
 
     /// The name of the image: everything that it depends on. None while a file may be changing.
@@ -110,23 +140,23 @@ impl Wanted<'_> {
         for word in words {
             hasher.update(word.as_bytes()).update(b"\0");
         }
+        // It is what makes the image, and differs between builds.
+        hasher.update(blake3::hash(AGENT).as_bytes());
         for archive in self.archives {
             hasher.update(&archive.id);
-            hasher.update(&[archive.changes.any_base.into()]);
         }
         Some(hex(hasher.finalize().as_bytes())[..32].to_owned())
     }
 
-    /// The lock of whoever makes the image.
-    fn turn(&self, entry: &Entry) -> Result<Option<File>> {
-        let end = self.until(WAITING);
-        if let Some(note) = entry.lock()? {
-            return Ok(Some(note));
+    /// A lock that another job may have for a while.
+    fn turn(&self, end: Instant, lock: impl Fn() -> Result<Option<File>>) -> Result<Option<File>> {
+        if let Some(file) = lock()? {
+            return Ok(Some(file));
         }
-        self.tell("waiting for another job, which prepares the appliance with its large changes");
+        self.tell("waiting for another job, which prepares an appliance with large changes");
         loop {
             std::thread::sleep(Duration::from_millis(50));
-            let locked = entry.lock()?;
+            let locked = lock()?;
             if locked.is_some() || Instant::now() >= end {
                 return Ok(locked);
             }
@@ -142,14 +172,33 @@ impl Wanted<'_> {
 
     fn make(&self, kept: &Kept, entry: &Entry) -> Result<Image> {
         let stored: u64 = self.archives.iter().map(|archive| archive.stored).sum();
-        kept.make_room(blocks(&self.image.path)? + stored)?;
+        let blocks = blocks(&self.image.path)?;
+        ensure!(
+            blocks <= CHEAP.max(stored.saturating_mul(16)),
+            "the image takes {} MiB, too much to be copied for them",
+            blocks >> 20
+        );
+        entry.clean();
+        kept.make_room(blocks + stored)?;
         self.tell("preparing the appliance with its large changes, once");
         let started = Instant::now();
-        let made = self.commit(&entry.path).and_then(|()| self.unchanged());
-        if let Err(error) = made {
+        // Nobody writes into it meanwhile, so that the commit does not fail by that.
+        let path = &self.image.path;
+        let base = File::open(path).with_context(|| format!("cannot open '{}'", path.display()))?;
+        flock::take(&base, path, Use::Reading)?;
+        if self.is_marked()? {
             entry.fail();
-            return Err(error);
+            bail!("the image has one of them already, and a commit would leave it out");
         }
+        let status = self.commit(&entry.path)?;
+        if !status.success() {
+            // What a signal ended may well be made another time.
+            if status.code().is_some_and(|code| code < 128) {
+                entry.fail();
+            }
+            bail!("'apppot snap commit': {status}");
+        }
+        self.unchanged()?;
         let image = entry.keep()?;
         self.tell(&format!(
             "prepared in {:.1} s: '{}'",
@@ -157,6 +206,15 @@ impl Wanted<'_> {
             entry.path.display()
         ));
         Ok(image)
+    }
+
+    /// Whether the image remembers that one of the archives was merged into it.
+    fn is_marked(&self) -> Result<bool> {
+        let appliance = images::Appliance::open(&self.image.path, None)?;
+        let listing = appliance.tree.walk(&Rules::of_nobody())?;
+        let marks: Vec<_> = self.archives.iter().map(|it| mark(&it.id)).collect();
+        let mut paths = listing.found.iter().map(|found| &found.entry.path);
+        Ok(paths.any(|path| marks.contains(path)))
     }
 
     /// Fails when what was examined is no longer what is there.
@@ -174,15 +232,18 @@ impl Wanted<'_> {
 
     /// Makes the image at `path` with a process of its own, which a job's signals and limits end like any
     /// other; its watch removes what is half made.
-    fn commit(&self, path: &Path) -> Result<()> {
+    fn commit(&self, path: &Path) -> Result<ExitStatus> {
+        let option = |name: &str, path: &Path| {
+            let mut option = OsString::from(name);
+            option.push(path);
+            option
+        };
         let mut command = Command::new("/proc/self/exe");
-        command.args(["--quiet", "snap", "commit", "--base"]);
-        command.arg(&self.image.path).arg("-o").arg(path);
+        command.args(["--quiet", "snap", "commit"]);
+        command.arg(option("--base=", &self.image.path));
+        command.arg(option("--output=", path));
         for archive in self.archives {
-            command.arg("--changes").arg(&archive.changes.path);
-        }
-        if self.archives.iter().any(|archive| archive.changes.any_base) {
-            command.arg("--changes-any-base");
+            command.arg(option("--changes=", &archive.changes.path));
         }
         let environment = self.environment.iter();
         command.envs(environment.map(|(name, value)| (name, value)));
@@ -193,11 +254,14 @@ impl Wanted<'_> {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(errors);
+            .stderr(errors)
+            // The job's signals are not for it; it ends with the launcher.
+            .process_group(0);
         let launcher = std::process::id();
         // SAFETY: async-signal-safe calls that take no pointers.
         unsafe {
             command.pre_exec(move || {
+                libc::umask(0o077);
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 // The launcher may have died before the line above.
                 match libc::getppid() as u32 == launcher {
@@ -206,7 +270,29 @@ impl Wanted<'_> {
                 }
             });
         }
-        wait(command, self.until(MAKING))
+        Signals::hold().context("cannot hold signals")?;
+        self.wait(command, self.until(MAKING))
+    }
+
+    /// Runs a command, and kills it at `end`.
+    fn wait(&self, mut command: Command, end: Instant) -> Result<ExitStatus> {
+        let mut patience = Some(Instant::now() + PATIENCE).filter(|_| !self.quiet && !self.verbose);
+        let mut child = command.spawn().context("cannot start the commit")?;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            let now = Instant::now();
+            if now >= end {
+                child.kill()?;
+                child.wait()?;
+                bail!("it took too long");
+            }
+            if patience.take_if(|patience| now >= *patience).is_some() {
+                say("apppot: preparing the appliance with its large changes, once");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -215,24 +301,6 @@ fn is_large(archives: &[Examined]) -> bool {
     let records: usize = archives.iter().map(|archive| archive.records).sum();
     let stored: u64 = archives.iter().map(|archive| archive.stored).sum();
     records >= 2000 || stored >= 64 << 20
-}
-
-/// Runs a command, and kills it at `end`.
-fn wait(mut command: Command, end: Instant) -> Result<()> {
-    let mut child = command.spawn().context("cannot start the commit")?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() >= end {
-            child.kill()?;
-            child.wait()?;
-            bail!("it took too long");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    ensure!(status.success(), "'apppot snap commit': {status}");
-    Ok(())
 }
 
 /// What a file takes of its disk, bytes.

@@ -3,11 +3,13 @@
 //! Of each there is `NAME`, a note, and, unless the archives have been used once only, `NAME.img`. The
 //! note is what whoever makes the image locks; its time is that of the last use; its text is the
 //! image's stamp, or says that the image could not be made. An image without its own stamp in its
-//! note is half made or somebody else's work, and made again. All of it may be removed at any time.
+//! note is half made or somebody else's work, and made again. `NAME.img.apppot-new-PID` is on its way, or left
+//! by what was killed. Whoever makes any image has the lock of `lock`, so that what all take can be known.
+//! All of it may be removed at any time.
 
 use std::fs::{self, DirBuilder, File, FileTimes};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +17,9 @@ use anyhow::{ensure, Context, Result};
 use apppot_backends::flock::{self, Use};
 use apppot_backends::image::Image;
 use apppot_backends::Error;
+use nix::unistd::geteuid;
+
+use crate::trust;
 
 /// What all images may take, bytes of disk.
 const MOST: u64 = 10 << 30;
@@ -25,6 +30,8 @@ const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What could not be made is tried again after this.
 const AGAIN: Duration = Duration::from_secs(24 * 3600);
 const FAILED: &str = "failed";
+/// The file that all makers lock.
+const LOCK: &str = "lock";
 
 /// The directory.
 #[derive(Debug)]
@@ -54,6 +61,27 @@ impl Kept {
         made.with_context(|| format!("cannot make '{}'", self.directory.display()))
     }
 
+    /// Makes sure that nobody but the caller can put anything there.
+    ///
+    /// # Errors
+    /// Somebody else can, or it is not there.
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(
+            trust::is_directory_of(&self.directory, geteuid().as_raw()),
+            "'{}' is no directory that nobody but you can write into",
+            self.directory.display()
+        );
+        Ok(())
+    }
+
+    /// Takes the lock of those that make images, if nobody has it.
+    pub(super) fn lock(&self) -> Result<Option<File>> {
+        let path = self.directory.join(LOCK);
+        let mut options = note_options();
+        let file = options.write(true).create(true).mode(0o600).open(&path);
+        lock(file, &path)
+    }
+
     /// Its filesystem's number.
     pub(super) fn device(&self) -> Option<u64> {
         let metadata = fs::metadata(&self.directory).ok()?;
@@ -67,21 +95,43 @@ impl Kept {
         }
     }
 
-    /// How many images there are, the bytes of disk that they take, and where.
-    pub(crate) fn summary(&self) -> (usize, u64, &Path) {
-        let images = self.images();
-        let sum = images.iter().map(|(_, blocks, _)| blocks).sum();
-        (images.len(), sum, &self.directory)
+    /// The entry that the file at `path` belongs to.
+    fn entry_of(&self, path: &Path) -> Option<Entry> {
+        let name = path.file_name()?.to_str()?;
+        Some(self.entry(name.split('.').next()?))
     }
 
-    /// Makes room for an image of `needed` bytes: forgets what has not been used for longest.
+    /// How many images there are, the bytes of disk that they take, and where.
+    pub(crate) fn summary(&self) -> (usize, u64, &Path) {
+        (self.images().len(), self.sum(), &self.directory)
+    }
+
+    /// Bytes of disk that all images take, also unfinished ones.
+    fn sum(&self) -> u64 {
+        let files = self.paths().filter(|path| path.extension().is_some());
+        files
+            .filter_map(|path| fs::symlink_metadata(path).ok())
+            .map(|metadata| metadata.blocks() * 512)
+            .sum()
+    }
+
+    /// Makes room for an image of `needed` bytes: forgets what has not been used for longest. The caller has
+    /// the lock of those that make images.
     ///
     /// # Errors
-    /// It would take too much of the disk.
+    /// There is no room, or it would take too much of the disk.
     pub(super) fn make_room(&self, needed: u64) -> Result<()> {
         ensure!(needed <= MOST, "it would take {} MiB", needed >> 20);
         self.sweep();
         self.shrink(MOST - needed);
+        let sum = self.sum();
+        ensure!(
+            sum + needed <= MOST,
+            "it would take {} MiB beside {} MiB that are in use in '{}'",
+            needed >> 20,
+            sum >> 20,
+            self.directory.display()
+        );
         let disk = nix::sys::statvfs::statvfs(&self.directory)?;
         #[allow(clippy::unnecessary_cast)]
         let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
@@ -97,9 +147,8 @@ impl Kept {
 
     /// Forgets what was not used for longest until the images take `most` bytes.
     fn shrink(&self, most: u64) {
-        let images = self.images();
-        let mut sum: u64 = images.iter().map(|(_, blocks, _)| blocks).sum();
-        for (used, blocks, entry) in images {
+        let mut sum = self.sum();
+        for (used, blocks, entry) in self.images() {
             if sum <= most {
                 return;
             }
@@ -109,16 +158,26 @@ impl Kept {
         }
     }
 
-    /// Forgets notes of what was used once, and files that a killed process has left.
+    /// Forgets notes of what was used once, and files that a killed process has left; but nothing of an
+    /// image that is being made.
     fn sweep(&self) {
+        let is_old = |path: &Path| {
+            let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|time| age(time) > FORGOTTEN)
+        };
         for path in self.paths() {
-            let Ok(metadata) = fs::symlink_metadata(&path) else {
+            let is_image = path.extension().is_some_and(|ending| ending == "img");
+            let Some(entry) = self.entry_of(&path).filter(|_| is_old(&path) && !is_image) else {
                 continue;
             };
-            let old = metadata.modified().is_ok_and(|time| age(time) > FORGOTTEN);
-            let is_image = path.extension().is_some_and(|ending| ending == "img");
-            let has_image = path.with_extension("img").exists();
-            if old && !is_image && !has_image {
+            if path == entry.note && entry.path.exists() {
+                continue;
+            }
+            let Some(_lock) = entry.lock_or_none() else {
+                continue;
+            };
+            // Who had the lock may have used it.
+            if is_old(&path) {
                 // What cannot be removed is in nobody's way.
                 let _ = fs::remove_file(&path);
             }
@@ -144,7 +203,8 @@ impl Kept {
 
     fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten();
-        entries.flatten().map(|entry| entry.path())
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.filter(|path| !path.ends_with(LOCK))
     }
 }
 
@@ -152,13 +212,24 @@ impl Entry {
     /// The image, if it is the one that was made.
     pub(super) fn image(&self) -> Option<Image> {
         let noted = self.text()?;
+        if !trust::is_file_of(&self.path, geteuid().as_raw()) {
+            return None;
+        }
         let image = Image::open(&self.path).ok()?;
         (image.stamp?.to_string() == noted).then_some(image)
     }
 
+    fn open(&self, writes: bool) -> io::Result<File> {
+        let note = note_options().write(writes).open(&self.note)?;
+        match note.metadata()?.is_file() {
+            true => Ok(note),
+            false => Err(io::Error::other("it is no regular file")),
+        }
+    }
+
     fn text(&self) -> Option<String> {
         let mut text = String::new();
-        let note = File::open(&self.note).ok()?;
+        let note = self.open(false).ok()?;
         note.take(256).read_to_string(&mut text).ok()?;
         Some(text)
     }
@@ -167,10 +238,7 @@ impl Entry {
     pub(super) fn touch(&self) {
         let now = FileTimes::new().set_modified(SystemTime::now());
         // What cannot be noted is forgotten too early.
-        let _ = File::options()
-            .write(true)
-            .open(&self.note)
-            .and_then(|note| note.set_times(now));
+        let _ = self.open(true).and_then(|note| note.set_times(now));
     }
 
     /// Whether nobody has asked for it before; from now on somebody has.
@@ -178,6 +246,7 @@ impl Entry {
         match File::options()
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(&self.note)
         {
             Ok(_) => Ok(true),
@@ -190,18 +259,34 @@ impl Entry {
 
     /// Takes the lock, if nobody has it.
     pub(super) fn lock(&self) -> Result<Option<File>> {
-        let failed = || format!("cannot lock '{}'", self.note.display());
-        let note = File::options().read(true).write(true).open(&self.note);
-        let note = note.with_context(failed)?;
-        match flock::take(&note, &self.note, Use::Writing) {
-            Ok(()) => {}
-            Err(Error::InUse { .. }) => return Ok(None),
-            Err(error) => return Err(error).with_context(failed),
+        lock(self.open(true), &self.note)
+    }
+
+    /// Makes sure that nobody makes it, also where there is no note; `None` if somebody does.
+    fn lock_or_none(&self) -> Option<Option<File>> {
+        match self.lock() {
+            Ok(Some(note)) => Some(Some(note)),
+            Err(_) if fs::symlink_metadata(&self.note).is_err() => Some(None),
+            _ => None,
         }
-        let (locked, named) = (note.metadata(), fs::metadata(&self.note));
-        let same = locked.with_context(failed)?.ino() == named.with_context(failed)?.ino();
-        // Somebody has removed it; the next call meets what comes after it, or an error.
-        Ok(same.then_some(note))
+    }
+
+    /// Removes what killed makers have left. The caller has the lock.
+    pub(super) fn clean(&self) {
+        let Some((directory, name)) = self.path.parent().zip(self.path.file_name()) else {
+            return;
+        };
+        let mut prefix = name.to_owned();
+        prefix.push(".apppot-new-");
+        let is_left = |name: &std::ffi::OsStr| {
+            let name = name.as_encoded_bytes();
+            name.starts_with(prefix.as_encoded_bytes())
+        };
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if is_left(&entry.file_name()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Whether it could not be made a short time ago.
@@ -220,6 +305,8 @@ impl Entry {
 
     /// Notes that the image is complete, and opens it. The caller has the lock.
     pub(super) fn keep(&self) -> Result<Image> {
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("cannot keep '{}'", self.path.display()))?;
         let image = Image::open(&self.path)?;
         let stamp = image.stamp.context("the image is no file")?;
         self.write(&stamp.to_string())?;
@@ -227,24 +314,53 @@ impl Entry {
     }
 
     fn write(&self, text: &str) -> Result<()> {
-        let note = File::options().write(true).truncate(true).open(&self.note);
-        let written = note.and_then(|mut note| note.write_all(text.as_bytes()));
+        let written = self.open(true).and_then(|mut note| {
+            note.set_len(0)?;
+            note.write_all(text.as_bytes())
+        });
         written.with_context(|| format!("cannot write '{}'", self.note.display()))
     }
 
-    /// Removes it unless somebody is making it.
+    /// Removes it unless somebody is making it, or a machine has it.
     fn remove(&self) -> bool {
-        let _lock = match self.lock() {
-            Ok(Some(note)) => Some(note),
-            // An image alone.
-            Err(_) if !self.note.exists() => None,
-            _ => return false,
+        let Some(_lock) = self.lock_or_none() else {
+            return false;
         };
+        let mut options = note_options();
+        let Ok(image) = options.write(true).open(&self.path) else {
+            return false;
+        };
+        if flock::take(&image, &self.path, Use::Writing).is_err() {
+            return false;
+        }
         let removed = fs::remove_file(&self.path).is_ok();
         // Without its image the note says nothing any more.
         let _ = fs::remove_file(&self.note);
         removed
     }
+}
+
+/// A link is not followed, and a FIFO not waited for.
+fn note_options() -> fs::OpenOptions {
+    let mut options = File::options();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    options.read(true).custom_flags(flags);
+    options
+}
+
+/// Takes the lock of the file that was opened at `path`, if nobody has it.
+fn lock(file: io::Result<File>, path: &Path) -> Result<Option<File>> {
+    let failed = || format!("cannot lock '{}'", path.display());
+    let file = file.with_context(failed)?;
+    match flock::take(&file, path, Use::Writing) {
+        Ok(()) => {}
+        Err(Error::InUse { .. }) => return Ok(None),
+        Err(error) => return Err(error).with_context(failed),
+    }
+    let (locked, named) = (file.metadata(), fs::symlink_metadata(path));
+    let same = locked.with_context(failed)?.ino() == named.with_context(failed)?.ino();
+    // Somebody has removed it; the next call meets what comes after it, or an error.
+    Ok(same.then_some(file))
 }
 
 fn age(time: SystemTime) -> Duration {
@@ -295,6 +411,11 @@ mod tests {
         kept.shrink(7 << 19);
         assert!(!one.path.exists() && !one.note.exists() && two.path.exists());
         let making = two.lock().unwrap().unwrap();
+        let machine = File::open(&three.path).unwrap();
+        flock::take(&machine, &three.path, Use::Reading).unwrap();
+        kept.shrink(5 << 19);
+        assert!(two.path.exists() && three.path.exists());
+        drop(machine);
         kept.shrink(5 << 19);
         assert!(two.path.exists() && !three.path.exists());
         drop(making);
@@ -312,11 +433,58 @@ mod tests {
             set_age(path, OLD);
         }
         kept.entry("new").touch();
+        fs::write(kept.entry("making").note.as_path(), "").unwrap();
+        let making = kept.entry("making").lock().unwrap().unwrap();
+        set_age(&kept.entry("making").note, OLD);
         kept.make_room(1 << 20).unwrap();
+        assert!(kept.entry("making").note.exists());
+        drop(making);
         assert!(!left.exists() && !kept.entry("once").note.exists());
         assert!(used.path.exists() && used.note.exists());
         assert!(kept.entry("new").note.exists());
         assert!(kept.make_room(MOST + 1).is_err());
+    }
+
+    #[test]
+    fn what_does_not_fit_beside_what_is_in_use_is_not_made() {
+        let (_place, kept) = kept();
+        let _used = image(&kept, "used", Duration::ZERO);
+        kept.make_room(MOST / 1024).unwrap();
+        let left = kept.directory.join("used.img.apppot-new-1");
+        fs::write(&left, vec![1; 1 << 20]).unwrap();
+        assert!(kept.sum() >= 2 << 20);
+        let error = kept.make_room(MOST - (1 << 20)).unwrap_err().to_string();
+        assert!(error.contains("in use"), "{error}");
+        kept.entry("used").clean();
+        assert!(!left.exists() && kept.entry("used").path.exists());
+        let first = kept.lock().unwrap().unwrap();
+        assert!(kept.lock().unwrap().is_none());
+        drop(first);
+        assert!(kept.lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn links_and_pipes_are_no_notes_and_others_directories_are_not_used() {
+        let (place, kept) = kept();
+        kept.check().unwrap();
+        let entry = image(&kept, "x", Duration::ZERO);
+        drop(entry.keep().unwrap());
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&entry.path), mode(&entry.note)), (0o600, 0o600));
+        assert!(entry.image().is_some());
+        fs::rename(&entry.note, kept.directory.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &entry.note).unwrap();
+        assert!(entry.image().is_none() && entry.lock().is_err() && entry.keep().is_err());
+        fs::remove_file(&entry.note).unwrap();
+        nix::unistd::mkfifo(&entry.note, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(entry.image().is_none() && entry.lock().is_err() && entry.keep().is_err());
+        let set = |mode| fs::set_permissions(place.path(), fs::Permissions::from_mode(mode));
+        set(0o770).unwrap();
+        assert!(kept.check().is_err());
+        set(0o700).unwrap();
+        std::os::unix::fs::symlink(".", place.path().join("link")).unwrap();
+        let directory = place.path().join("link");
+        assert!(Kept { directory }.check().is_err());
     }
 
     #[test]

@@ -108,7 +108,8 @@ fn large_changes_are_committed_when_they_are_used_again() {
     job.put("copy", fs::read(job.path().join("c")).unwrap());
     std::thread::sleep(Duration::from_millis(2100));
     assert!(!said(scene.run("copy")));
-    assert_eq!(scene.kept(|_| true).len(), 2);
+    // The image, its note, and the lock of all makers.
+    assert_eq!(scene.kept(|_| true).len(), 3);
     // What the machine keeps has the archive itself.
     let overlay = ["--overlay", "own.cow"];
     let done = scene.run("c").with(&overlay).go().exits(0).prints(SHOWN);
@@ -165,7 +166,7 @@ fn jobs_that_start_together_prepare_it_once() {
         .filter(|done| done.stderr.contains("prepared in"))
         .count();
     assert_eq!(made, 1);
-    assert_eq!(scene.kept(|_| true).len(), 2);
+    assert_eq!(scene.kept(|_| true).len(), 3);
 }
 
 #[test]
@@ -197,10 +198,17 @@ const LARGE: usize = 65 << 20;
 
 /// What a machine says that shows that file.
 fn show_large(job: &Job, image: &Path, cache: &Path) -> String {
+    show_large_with(job, image, cache, &[])
+}
+
+fn show_large_with(job: &Job, image: &Path, cache: &Path, options: &[&str]) -> String {
     let run = job.sh("stat -c %s /large").image(image).limit(180);
-    let options = ["-v", "--changes-any-base", "--changes", "c"];
-    let run = run.env("XDG_CACHE_HOME", cache).with(&options);
-    run.go().exits(0).prints(&format!("{LARGE}\n")).stderr
+    let run = run.env("XDG_CACHE_HOME", cache).with(options);
+    run.with(&["-v", "--changes", "c"])
+        .go()
+        .exits(0)
+        .prints(&format!("{LARGE}\n"))
+        .stderr
 }
 
 #[test]
@@ -228,8 +236,23 @@ fn what_cannot_be_kept_is_merged_at_boot() {
         said.contains("merged at boot, not kept: cannot make"),
         "{said}"
     );
+    // Others could put images there.
+    let open = job.directory_beside("open");
+    fs::create_dir_all(open.join("apppot/committed")).unwrap();
+    tool("chmod", &["-R", "0777", open.to_str().unwrap()]);
+    let said = show_large(&job, &scene.image, &open);
+    assert!(
+        said.contains("is no directory that nobody but you"),
+        "{said}"
+    );
     // Whole disks do not grow.
     let disk = disk(&job, "disk", "gpt");
+    let base = ["snap", "base", disk.to_str().unwrap(), "-o", "b"];
+    job.apppot(&base).go().exits(0);
+    let changed = job.beside("changed");
+    let changes = ["snap", "changes", "--base", "b", changed.to_str().unwrap()];
+    let options = ["-o", "c", "--exclude", "/lost+found"];
+    job.apppot(&changes).with(&options).go().exits(0);
     std::thread::sleep(Duration::from_millis(2100));
     let run = || show_large(&job, &disk, &scene.cache);
     assert!(!run().contains("not kept"));
@@ -237,4 +260,35 @@ fn what_cannot_be_kept_is_merged_at_boot() {
     assert!(said.contains("not kept: 'apppot snap commit'"), "{said}");
     assert!(scene.images().is_empty());
     assert!(run().contains("not kept: this has failed before"));
+}
+
+#[test]
+fn what_a_commit_would_make_otherwise_is_not_kept() {
+    let Some(job) = Job::new() else { return };
+    let scene = one_large_file(&job);
+    for options in [&["--changes-any-base"][..], &["--changes", "c"]] {
+        for _ in 0..3 {
+            let run = job.sh("cat /etc/name").image(&scene.image).limit(180);
+            let run = run.env("XDG_CACHE_HOME", &scene.cache).with(options);
+            run.with(&["-v", "--changes", "c"]).go();
+        }
+    }
+    assert!(scene.kept(|_| true).is_empty());
+    // The image remembers the archive, and is otherwise as it was.
+    let archive = fs::read(job.path().join("c")).unwrap();
+    let id = &archive[archive.len() - 32..];
+    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let image = scene.image.to_str().unwrap();
+    for directory in ["", "/merged", &format!("/merged/{id}")] {
+        let request = format!("mkdir /var/lib/apppot{directory}");
+        tool("debugfs", &["-w", "-R", &request, image]);
+    }
+    std::thread::sleep(Duration::from_millis(2100));
+    assert!(!show_large(&job, &scene.image, &scene.cache).contains("not kept"));
+    let said = show_large(&job, &scene.image, &scene.cache);
+    assert!(
+        said.contains("not kept: the image has one of them"),
+        "{said}"
+    );
+    assert!(scene.images().is_empty());
 }

@@ -323,7 +323,7 @@ fn fill(file: &File, entry: &Entry, content: &Content, members: &mut Members) ->
 }
 
 /// Where a tree remembers which archives have been merged into it.
-fn mark(id: &Hash) -> Vec<u8> {
+pub fn mark(id: &Hash) -> Vec<u8> {
     format!("var/lib/apppot/merged/{}", hex(id)).into_bytes()
 }
 
