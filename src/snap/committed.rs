@@ -118,6 +118,7 @@ impl Wanted<'_> {
         ensure!(!entry.has_failed(), "this has failed before");
         // Nobody forgets it now.
         entry.touch();
+        Signals::hold().context("cannot hold signals")?;
         let _all = self.turn(end, || kept.lock())?.context(slow)?;
         self.make(kept, &entry).map(Some)
     }
@@ -270,7 +271,6 @@ impl Wanted<'_> {
                 }
             });
         }
-        Signals::hold().context("cannot hold signals")?;
         self.wait(command, self.until(MAKING))
     }
 

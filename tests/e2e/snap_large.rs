@@ -183,8 +183,21 @@ fn nothing_half_made_stays_when_the_launcher_is_killed() {
         assert_eq!(running.finish().signal(), Some(signal));
         eventually("nothing is left of it", || unfinished() == 0);
     }
+    // A signal that is for the job waits for it.
+    let lock = || scene.kept(|name| name == "lock");
+    lock()
+        .iter()
+        .for_each(|path| fs::remove_file(path).unwrap());
+    let running = scene.run("c").start();
+    eventually("it is prepared", || lock().len() == 1);
+    running.signal(libc::SIGUSR1);
+    running
+        .finish()
+        .exits(128 + libc::SIGUSR1)
+        .says(&["prepared in"]);
+    assert_eq!(scene.images().len(), 1);
     let run = scene.run("c").go().exits(0).prints(SHOWN);
-    run.says(&["prepared in"]);
+    assert!(!run.stderr.contains("prepared in"));
 }
 
 /// The archive has one file, larger than the image.
@@ -270,7 +283,7 @@ fn what_a_commit_would_make_otherwise_is_not_kept() {
         for _ in 0..3 {
             let run = job.sh("cat /etc/name").image(&scene.image).limit(180);
             let run = run.env("XDG_CACHE_HOME", &scene.cache).with(options);
-            run.with(&["-v", "--changes", "c"]).go();
+            run.with(&["-v", "--changes", "c"]).go().exits(0);
         }
     }
     assert!(scene.kept(|_| true).is_empty());
