@@ -17,7 +17,7 @@ const TAKEN: [Signal; 8] = [
     Signal::SIGWINCH,
 ];
 
-/// Those that are for the command alone: they can wait until there is one.
+/// Those that are for the command alone: before there is one, they come to nothing.
 const HELD: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGXCPU];
 
 /// The launcher's signals.
@@ -39,7 +39,7 @@ impl Signals {
         SignalFd::with_flags(&set, flags).map(|descriptor| Signals { descriptor })
     }
 
-    /// Lets those that are for the command wait until [`Signals::take`].
+    /// Keeps those that are for the command from ending us, until [`Signals::take`].
     pub(crate) fn hold() -> nix::Result<()> {
         let held = HELD.into_iter().filter(|&signal| !is_ignored(signal));
         held.collect::<SigSet>().thread_block()
