@@ -57,7 +57,7 @@ test_end_to_end() {
         step "end to end with $kernel"
         APPPOT_TEST_KERNEL=$kernel cargo test --package apppot --test e2e --locked -- --test-threads=2 "${skip[@]}"
         # What is about images and the command alone is the same with another kernel.
-        skip=(--skip build:: --skip config:: --skip image_files:: --skip import:: --skip layout_disk:: --skip publish:: --skip registry::
+        skip=(--skip build:: --skip config:: --skip image_results:: --skip import:: --skip layout_disk:: --skip publish:: --skip registry::
             --skip signatures:: --skip snap_misuse::)
     done
 }

@@ -31,7 +31,7 @@ mod doctor;
 mod ending;
 mod environment;
 mod files;
-mod image_files;
+mod image_results;
 mod images;
 mod import;
 mod jobdir;
