@@ -451,5 +451,10 @@ fn packages_can_be_installed_into_an_image() {
         .go()
         .exits(0)
         .prints("hello from a package\n");
+    // A shell changes it as well.
+    let shell = job.apppot(&["shell", "--write", "--root", "--image", text(&image)]);
+    let shell = shell.bytes("set -e\napt-get -q -y remove apppot-hello\nexit 7\n");
+    shell.limit(180).go().exits(7);
+    job.run(&["apppot-hello"]).image(&image).go().exits(127);
     job.apppot(&["image", "verify", text(&image)]).go().exits(0);
 }
