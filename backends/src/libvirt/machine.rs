@@ -210,9 +210,15 @@ impl Machine for Domain {
             return Ok(None);
         }
         let end = self.watch.end();
-        if end == Some(MachineEnd::Disconnected) {
+        match end {
             // Nobody is left who would.
-            self.kill_process()?;
+            Some(MachineEnd::Disconnected) => self.kill_process()?,
+            // Its number may soon be somebody else's.
+            Some(_) => {
+                let forgotten = self._at_end.watch(None);
+                forgotten.map_err(Error::system("watch over the machine"))?;
+            }
+            None => {}
         }
         Ok(end)
     }
