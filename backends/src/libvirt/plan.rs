@@ -10,13 +10,12 @@ use super::domain::{self, Described, Parts};
 use super::place::{self, Place};
 use super::{Libvirt, NAME};
 use crate::descriptors::Given;
-use crate::kernel_line::KernelLine;
-use crate::qemu::firmware::{self, Start};
-use crate::qemu::guest::{drivers, kernel_words, names};
+use crate::qemu::firmware::Start;
+use crate::qemu::guest::{drivers, Boot};
 use crate::qemu::kvm::Accelerator;
 use crate::qemu::overlay::QCOW2;
 use crate::spec::{Containment, MachineSpec, Writes};
-use crate::{capabilities, limits, modules, Error, Hypervisor, Rendered, Result};
+use crate::{capabilities, limits, Error, Hypervisor, Rendered, Result};
 
 /// What libvirt is asked for.
 #[derive(Debug)]
@@ -86,20 +85,11 @@ impl Plan {
         uuid: String,
     ) -> Result<Self> {
         let can = Libvirt.capabilities();
-        let mut contract = names(spec).complete(spec);
-        let (modules, line, contract) = match start.kernel() {
-            Some(kernel) => {
-                let modules = modules::read(&kernel.modules(&drivers(spec))?)?;
-                let line = KernelLine::make(kernel_words(spec), spec, &contract, &can, 1)?;
-                (modules, line, None)
-            }
-            None => {
-                // The image's boot loader says which root.
-                contract.root = None;
-                let document = firmware::document(&contract)?;
-                (Vec::new(), KernelLine::default(), Some(document))
-            }
-        };
+        let Boot {
+            modules,
+            line,
+            contract,
+        } = Boot::of(spec, &start, &can)?;
         let given = Given::new(spec, modules);
         if let Some(kernel) = start.kernel() {
             kernel.check_memory(spec.memory, given.initramfs_len())?;

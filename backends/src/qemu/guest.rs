@@ -5,9 +5,12 @@ use std::ops::Range;
 
 use apppot_contract::Channel;
 
+use super::firmware::{self, Start};
 use crate::guest::Names;
 use crate::image::ImageKind;
+use crate::kernel_line::KernelLine;
 use crate::spec::{MachineSpec, Network, Writes};
+use crate::{modules, Capabilities, Result};
 
 /// Longest kernel command line, bytes (`COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h).
 pub(crate) const COMMAND_LINE_SIZE: usize = 2048;
@@ -46,6 +49,38 @@ pub(crate) fn drivers(spec: &MachineSpec) -> Vec<&'static str> {
     drivers
 }
 
+/// What the guest starts with: by our kernel, or by what the image itself has.
+pub(crate) struct Boot {
+    /// Modules for the initramfs: names and contents.
+    pub(crate) modules: Vec<(String, Vec<u8>)>,
+    /// The kernel command line.
+    pub(crate) line: KernelLine,
+    /// The contract's document for fw_cfg, where firmware starts the guest.
+    pub(crate) contract: Option<String>,
+}
+
+impl Boot {
+    /// # Errors
+    /// A driver is missing or cannot be read, or the contract is too long for its carrier.
+    pub(crate) fn of(spec: &MachineSpec, start: &Start, can: &Capabilities) -> Result<Self> {
+        let mut contract = names(spec).complete(spec);
+        let Some(kernel) = start.kernel() else {
+            // The image's boot loader says which root.
+            contract.root = None;
+            return Ok(Boot {
+                modules: Vec::new(),
+                line: KernelLine::default(),
+                contract: Some(firmware::document(&contract)?),
+            });
+        };
+        Ok(Boot {
+            modules: modules::read(&kernel.modules(&drivers(spec))?)?,
+            line: KernelLine::make(kernel_words(spec), spec, &contract, can, 1)?,
+            contract: None,
+        })
+    }
+}
+
 /// The guest's names of the disks, in their order on the bus.
 #[derive(Debug)]
 pub(crate) struct Disks {
@@ -78,7 +113,7 @@ impl Disks {
 }
 
 /// The kernel command line but for the user's words and the contract.
-pub(crate) fn kernel_words(spec: &MachineSpec) -> Vec<String> {
+fn kernel_words(spec: &MachineSpec) -> Vec<String> {
     let mut words = vec![
         "console=ttyS0",
         // Only what goes wrong is printed: that is what the user sees when a guest dies.
@@ -104,7 +139,7 @@ pub(crate) fn kernel_words(spec: &MachineSpec) -> Vec<String> {
 }
 
 /// What the guest calls what this backend provides.
-pub(crate) fn names(spec: &MachineSpec) -> Names {
+fn names(spec: &MachineSpec) -> Names {
     let disks = Disks::of(spec);
     Names {
         link: device::LINK,

@@ -9,7 +9,7 @@ use apppot_contract::Channel;
 
 use super::arguments::{self, descriptor, Bus};
 use super::firmware::{self, Start};
-use super::guest::{self, device, drivers, kernel_words, live, names};
+use super::guest::{self, device, drivers, live, Boot};
 use super::kvm::{self, Accelerator};
 use super::overlay::QCOW2;
 use super::program::Program;
@@ -19,9 +19,7 @@ use crate::capabilities;
 use crate::containment::Reach;
 use crate::descriptors::{self, number, Given, Need};
 use crate::image::ImageKind;
-use crate::kernel_line::KernelLine;
 use crate::limits;
-use crate::modules;
 use crate::network::Passt;
 use crate::spec::{Containment, MachineSpec, Network, Share, Writes};
 use crate::{Hypervisor, Rendered, Result};
@@ -89,20 +87,11 @@ impl Plan {
         virtiofs: Option<Virtiofsd>,
     ) -> Result<Self> {
         let can = backend.capabilities();
-        let mut contract = names(spec).complete(spec);
-        let (modules, line, contract) = match start.kernel() {
-            Some(kernel) => {
-                let modules = modules::read(&kernel.modules(&drivers(spec))?)?;
-                let line = KernelLine::make(kernel_words(spec), spec, &contract, &can, 1)?;
-                (modules, line, None)
-            }
-            None => {
-                // The image's boot loader says which root.
-                contract.root = None;
-                let document = firmware::document(&contract)?;
-                (Vec::new(), KernelLine::default(), Some(document))
-            }
-        };
+        let Boot {
+            modules,
+            line,
+            contract,
+        } = Boot::of(spec, &start, &can)?;
         let passt = Passt::plan(spec.network)?;
         let mut given = Given::new(spec, modules);
         match start.kernel() {
