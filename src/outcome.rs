@@ -284,13 +284,9 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use apppot_contract::Usage;
 
     fn reported(outcome: Outcome) -> Ending {
-        Ending::Reported(Report {
-            outcome,
-            usage: Usage::default(),
-        })
+        Ending::Reported(Report::of(outcome))
     }
 
     #[test]

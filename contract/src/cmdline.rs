@@ -44,7 +44,7 @@ pub enum Found {
 }
 
 /// Writes `contract` as words, in at most `limit` bytes with the spaces between them, or else as a
-/// document for `other`. A contract with an environment always goes by `other`: a guest's command
+/// document for `other`. A contract with an environment or an object store always goes by `other`: a guest's command
 /// line is readable to every process in it.
 ///
 /// # Errors
@@ -56,7 +56,8 @@ pub fn encode(contract: &Contract, limit: usize, other: Option<Carrier>) -> Resu
     contract.write(&mut out);
     let words = out.finish();
     let len = length(&words);
-    if len <= limit && (contract.env.is_empty() || other.is_none()) {
+    let has_secrets = !contract.env.is_empty() || !contract.store.is_empty();
+    if len <= limit && (!has_secrets || other.is_none()) {
         return Ok(Encoded {
             words,
             document: None,

@@ -11,9 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use crate::store::Store;
 use crate::token::{Error, Token, Writer};
 
-pub(crate) use reader::Reader;
+pub(crate) use reader::{beside, Read, Reader};
 
 /// The version of the contract that this crate reads and writes.
 pub const VERSION: u32 = 1;
@@ -62,6 +63,8 @@ pub struct Contract {
     pub grace: Duration,
     /// `apppot.boot`: who is PID 1 while the job runs.
     pub boot: Boot,
+    /// `apppot.store`, repeated: what takes the link's place where no stream reaches the machine.
+    pub store: Store,
 }
 
 /// The appliance's root filesystem and what becomes of writes to it.
@@ -271,6 +274,7 @@ impl Default for Contract {
             deadline: None,
             grace: Duration::from_secs(4),
             boot: Boot::Direct,
+            store: Store::default(),
         }
     }
 }

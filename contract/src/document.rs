@@ -2,7 +2,8 @@
 //!
 //! The first line is `#apppot/1`; each further line is one token, a comment (`#…`) or empty.
 
-use crate::contract::{Contract, Reader, VERSION};
+use crate::contract::{beside, Contract, Read, Reader, VERSION};
+use crate::store::Pointer;
 use crate::token::{Error, Token, Writer};
 
 /// What a document starts with, before the version.
@@ -11,11 +12,40 @@ pub const MAGIC: &str = "#apppot/";
 /// The longest document that is read, in bytes: 1 MiB of arguments, every byte escaped, and the rest.
 pub const MAX_LEN: usize = 4 << 20;
 
+/// What a document says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// The contract.
+    Contract(Box<Contract>),
+    /// Where the document with the contract is.
+    Elsewhere(Box<Pointer>),
+}
+
 /// Writes `contract` as a document.
 #[must_use]
 pub fn encode(contract: &Contract) -> String {
     let mut out = Writer::default();
     contract.write(&mut out);
+    lines(out)
+}
+
+/// Writes the document that stands in the place of one that is too long for its carrier.
+#[must_use]
+pub fn encode_pointer(pointer: &Pointer) -> String {
+    let mut out = Writer::default();
+    out.add("document", pointer.url.secret());
+    let Contract {
+        deadline,
+        grace,
+        store,
+        ..
+    } = beside(pointer);
+    Contract::write_times(deadline, grace, &mut out);
+    store.write(&mut out);
+    lines(out)
+}
+
+fn lines(out: Writer) -> String {
     let mut text = format!("{MAGIC}{VERSION}\n");
     for token in out.finish() {
         text.push_str(&token);
@@ -30,6 +60,21 @@ pub fn encode(contract: &Contract) -> String {
 /// No document, a version that is not ours, a document that is too long or cut off, a line that is
 /// no token of ours, or a token that the contract does not take; the error names it.
 pub fn decode(text: &[u8]) -> Result<Contract, Error> {
+    read(text)?.finish()
+}
+
+/// Reads user-data, which may say that the document is elsewhere.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_user_data(text: &[u8]) -> Result<Document, Error> {
+    Ok(match read(text)?.finish_any()? {
+        Read::Contract(contract) => Document::Contract(contract),
+        Read::Pointer(pointer) => Document::Elsewhere(pointer),
+    })
+}
+
+fn read(text: &[u8]) -> Result<Reader, Error> {
     let mut lines = text.split(|&byte| byte == b'\n');
     let first = lines.next().unwrap_or_default();
     check_version(first)?;
@@ -55,7 +100,7 @@ pub fn decode(text: &[u8]) -> Result<Contract, Error> {
             None => return Err(Error::new(line, "has no place in a document")),
         }
     }
-    reader.finish()
+    Ok(reader)
 }
 
 fn check_version(line: &[u8]) -> Result<(), Error> {

@@ -1,12 +1,13 @@
 //! What an AppPot host and guest say to each other.
 //!
-//! Three things cross the boundary, each in a module of its own:
+//! These things cross the boundary, each in a module of its own:
 //!
 //! * [`Contract`]: what the launcher tells the guest at boot. One grammar of `apppot.key=value`
 //!   tokens ([`token`]), written as kernel command line words ([`cmdline`]) or as a
 //!   [`document`] of one token a line.
 //! * [`link`]: the frames of the byte stream between launcher and agent while the machine lives.
 //! * [`Report`]: how the job ended, as the agent saw it.
+//! * [`store`]: the objects that take the link's place in clouds.
 //!
 //! Both sides compile this one crate; it depends on nothing of ours. The reference for those who
 //! write another agent is `docs/contract.md`.
@@ -19,6 +20,7 @@ pub mod document;
 pub mod link;
 pub mod percent;
 mod report;
+pub mod store;
 pub mod token;
 
 pub use contract::{
@@ -26,4 +28,5 @@ pub use contract::{
     Writes, CHANNELS, VERSION,
 };
 pub use report::{Outcome, Report, Usage};
+pub use store::{Pointer, Store, Url};
 pub use token::{Error, Token};

@@ -83,15 +83,33 @@ pub struct Report {
     pub outcome: Outcome,
     /// What it used.
     pub usage: Usage,
+    /// What else there is to say, for people: warnings, and why the job was asked to end.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
+    pub notes: Vec<String>,
 }
 
 const MAGIC: &[u8] = b"#apppot-report/";
 const VERSION: &[u8] = b"1";
 
-/// The longest text that a report carries, bytes. Escaped, two of them fit into a frame of the link.
+/// The longest text that a report carries, bytes. Escaped, two of them fit into a frame of the link, with the
+/// notes.
 const MAX_TEXT: usize = 8 << 10;
+/// The most notes that a report carries.
+const MAX_NOTES: usize = 16;
+/// The longest of them, bytes.
+const MAX_NOTE: usize = 256;
 
 impl Report {
+    /// A report without usage and notes.
+    #[must_use]
+    pub fn of(outcome: Outcome) -> Self {
+        Report {
+            outcome,
+            usage: Usage::default(),
+            notes: Vec::new(),
+        }
+    }
+
     /// Writes the report as a document. It fits into one frame of the link: long texts are cut off.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -108,16 +126,16 @@ impl Report {
             Outcome::TimedOut => out.add("outcome", "timed-out"),
             Outcome::NotFound { reason } => {
                 out.add("outcome", "not-found");
-                out.add("reason", shortened(reason));
+                out.add("reason", shortened(reason, MAX_TEXT));
             }
             Outcome::NotExecutable { reason } => {
                 out.add("outcome", "not-executable");
-                out.add("reason", shortened(reason));
+                out.add("reason", shortened(reason, MAX_TEXT));
             }
             Outcome::Failed { step, reason } => {
                 out.add("outcome", "failed");
-                out.add("step", shortened(step));
-                out.add("reason", shortened(reason));
+                out.add("step", shortened(step, MAX_TEXT));
+                out.add("reason", shortened(reason, MAX_TEXT));
             }
         }
         let Usage {
@@ -135,6 +153,9 @@ impl Report {
             out.add(key, micros.to_string());
         }
         out.add("max-rss-kib", max_rss_kib.to_string());
+        for note in self.notes.iter().take(MAX_NOTES) {
+            out.add("note", shortened(note, MAX_NOTE));
+        }
         let mut text = [MAGIC, VERSION].concat();
         for token in out.finish() {
             text.push(b'\n');
@@ -179,8 +200,8 @@ fn read(text: &[u8]) -> Result<Report, Error> {
 }
 
 /// The start of `text` that a report carries.
-fn shortened(text: &str) -> &str {
-    let mut end = text.len().min(MAX_TEXT);
+fn shortened(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -199,6 +220,7 @@ struct Fields {
     user: Option<u64>,
     system: Option<u64>,
     max_rss: Option<u64>,
+    notes: Vec<String>,
 }
 
 impl Fields {
@@ -213,6 +235,11 @@ impl Fields {
             "user-us" => set(token, &mut self.user, number(token)?),
             "system-us" => set(token, &mut self.system, number(token)?),
             "max-rss-kib" => set(token, &mut self.max_rss, number(token)?),
+            "note" if self.notes.len() == MAX_NOTES => Err(token.error("is one note too many")),
+            "note" => {
+                self.notes.push(text(token)?);
+                Ok(())
+            }
             _ => Err(token.error("has no place in a report")),
         }
     }
@@ -227,7 +254,11 @@ impl Fields {
             max_rss_kib: self.max_rss.unwrap_or_default(),
         };
         self.nothing_left()?;
-        Ok(Report { outcome, usage })
+        Ok(Report {
+            outcome,
+            usage,
+            notes: self.notes,
+        })
     }
 
     fn outcome(&mut self) -> Result<Outcome, Error> {

@@ -152,7 +152,7 @@ pub struct Error {
 
 impl Error {
     /// `token` is quoted in the message, shortened where it is long and made printable. Values of
-    /// environment variables may be secrets and are left out.
+    /// environment variables may be secrets and are left out, as are the queries of URLs.
     #[must_use]
     pub fn new(token: &[u8], what: &str) -> Self {
         const SHOWN: usize = 80;
@@ -181,10 +181,10 @@ impl Error {
     }
 }
 
-/// A token without the value of an environment variable: `apppot.env=NAME`.
+/// A token without the value of an environment variable: `apppot.env=NAME`; or without a URL's query.
 fn without_value(token: &[u8]) -> &[u8] {
     let Some(variable) = token.strip_prefix(b"apppot.env=") else {
-        return token;
+        return without_query(token);
     };
     let name = variable
         .iter()
@@ -197,6 +197,25 @@ fn without_value(token: &[u8]) -> &[u8] {
         })
         .unwrap_or(variable.len());
     &token[..token.len() - variable.len() + name]
+}
+
+/// A token up to the question mark of a URL in it.
+fn without_query(token: &[u8]) -> &[u8] {
+    let keys: [&[u8]; 2] = [b"apppot.store", b"apppot.document"];
+    let has_url = keys.iter().any(|key| token.starts_with(key))
+        || token.windows(3).any(|three| three == b"://");
+    let is_query = |at: usize| {
+        let rest = &token[at..];
+        rest[0] == b'?'
+            || rest
+                .get(..3)
+                .is_some_and(|escape| escape.eq_ignore_ascii_case(b"%3F"))
+    };
+    let end = (0..token.len()).find(|&at| is_query(at));
+    match end.filter(|_| has_url) {
+        Some(end) => &token[..end],
+        None => token,
+    }
 }
 
 impl fmt::Display for Error {
@@ -282,5 +301,24 @@ mod tests {
             assert_eq!(Error::new(word.as_bytes(), "").token(), "apppot.env=KEY");
         }
         assert_eq!(Error::new(b"apppot.env=%3", "").token(), "apppot.env=%3");
+    }
+
+    #[test]
+    fn queries_of_urls_are_not_quoted() {
+        for (word, shown) in [
+            (
+                "apppot.store=files,http://h/o%3Fsecret",
+                "apppot.store=files,http://h/o",
+            ),
+            (
+                "apppot.store=files,http%3A%2F%2Fh%3fsecret",
+                "apppot.store=files,http%3A%2F%2Fh",
+            ),
+            ("apppot.document=x?secret", "apppot.document=x"),
+            ("http://h/o?secret", "http://h/o"),
+            ("apppot.arg=a%3Fb", "apppot.arg=a%3Fb"),
+        ] {
+            assert_eq!(Error::new(word.as_bytes(), "").token(), shown);
+        }
     }
 }

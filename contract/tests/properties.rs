@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use apppot_contract::cmdline::{self, Carrier, Found};
 use apppot_contract::link::{Decoder, Frame, Stream};
 use apppot_contract::{
-    document, percent, Boot, Changes, Channel, Contract, Files, Mount, Network, Outcome, Report,
-    Root, Stdin, Terminal, Usage, User, Workload, Writes, CHANNELS,
+    document, percent, Boot, Changes, Channel, Contract, Files, Mount, Network, Outcome, Pointer,
+    Report, Root, Stdin, Store, Terminal, Url, Usage, User, Workload, Writes, CHANNELS,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -133,8 +133,57 @@ prop_compose! {
     }
 }
 
+fn url() -> impl Strategy<Value = Url> {
+    "https?://[!-~&&[^/@#?]]{1,8}[!-~&&[^#@]]{0,24}"
+        .prop_filter_map("no URL", |text| Url::new(&text).ok())
+}
+
 prop_compose! {
-    fn contract()(
+    fn store()(
+        (files, stdin, results) in (vec(url(), 1..3), vec(url(), 0..3), vec(url(), 1..3)),
+        (stdout, stderr) in (vec(url(), 0..3), vec(url(), 0..3)),
+        (report, control) in (url(), option::of(url())),
+    ) -> Store {
+        Store { files, stdin, stdout, stderr, results, report: Some(report), control }
+    }
+}
+
+prop_compose! {
+    fn pointer()(
+        (url, report) in (url(), option::of(url())),
+        (deadline, grace) in any::<(u64, u64)>(),
+    ) -> Pointer {
+        Pointer {
+            url,
+            deadline: SystemTime::UNIX_EPOCH + Duration::from_millis(deadline),
+            grace: Duration::from_millis(grace),
+            report,
+        }
+    }
+}
+
+/// A contract of a machine that only the store reaches.
+fn of_store((mut contract, mut store): (Contract, Store)) -> Contract {
+    (contract.link, contract.terminal, contract.boot) = (None, None, Boot::System);
+    contract.deadline = contract.deadline.or(Some(SystemTime::UNIX_EPOCH));
+    contract.stdin = match store.stdin.is_empty() {
+        true => Stdin::Null,
+        false => Stdin::Link,
+    };
+    match &mut contract.files {
+        Some(files) => (files.channel, files.ring) = (Channel::Link, None),
+        None => (store.files, store.results) = (Vec::new(), Vec::new()),
+    }
+    contract.store = store;
+    contract
+}
+
+fn contract() -> impl Strategy<Value = Contract> {
+    prop_oneof![linked(), (linked(), store()).prop_map(of_store)]
+}
+
+prop_compose! {
+    fn linked()(
         (id, hostname, network) in (name(), option::of(name()), option::of(network())),
         (link, jobdir, tmpdir) in (option::of(path()), path(), option::of(path())),
         (root, mounts, changes) in (option::of(root()), vec(mount(), 0..4), vec(changes(), 0..3)),
@@ -150,6 +199,7 @@ prop_compose! {
             grace: Duration::from_millis(grace),
             umask,
             boot,
+            store: Store::default(),
         }
     }
 }
@@ -192,6 +242,17 @@ proptest! {
     }
 
     #[test]
+    fn a_pointer_comes_back_from_user_data(pointer in pointer(), contract in contract()) {
+        let text = document::encode_pointer(&pointer);
+        prop_assert!(document::decode(text.as_bytes()).is_err());
+        let read = document::decode_user_data(text.as_bytes()).unwrap();
+        prop_assert_eq!(read, document::Document::Elsewhere(Box::new(pointer)));
+        let text = document::encode(&contract);
+        let read = document::decode_user_data(text.as_bytes()).unwrap();
+        prop_assert_eq!(read, document::Document::Contract(Box::new(contract)));
+    }
+
+    #[test]
     fn a_contract_comes_back_from_among_foreign_words(
         contract in contract(),
         foreign in vec((foreign(), any::<prop::sample::Index>()), 0..8),
@@ -219,7 +280,7 @@ proptest! {
         prop_assert!(line.len() < limit);
         match (cmdline::decode(line.as_bytes()).unwrap(), encoded.document) {
             (Found::Here(read), None) => {
-                prop_assert!(contract.env.is_empty());
+                prop_assert!(contract.env.is_empty() && contract.store.is_empty());
                 assert_same(&read, &contract);
             }
             (Found::Elsewhere { carrier: Carrier::Link, link }, Some(document)) => {
@@ -323,6 +384,8 @@ fn key() -> impl Strategy<Value = &'static str> {
         "apppot.deadline",
         "apppot.grace",
         "apppot.boot",
+        "apppot.store",
+        "apppot.document",
         "apppot.contract",
         "apppot.outcome",
         "apppot.status",
@@ -330,6 +393,7 @@ fn key() -> impl Strategy<Value = &'static str> {
         "apppot.step",
         "apppot.reason",
         "apppot.elapsed-us",
+        "apppot.note",
     ])
 }
 
@@ -342,7 +406,8 @@ fn report() -> impl Strategy<Value = Report> {
         any::<String>().prop_map(|reason| Outcome::NotExecutable { reason }),
         any::<(String, String)>().prop_map(|(step, reason)| Outcome::Failed { step, reason }),
     ];
-    (outcome, any::<[u64; 4]>()).prop_map(|(outcome, numbers)| Report {
+    let notes = vec(any::<String>(), 0..4);
+    (outcome, any::<[u64; 4]>(), notes).prop_map(|(outcome, numbers, notes)| Report {
         outcome,
         usage: Usage {
             elapsed: Duration::from_micros(numbers[0]),
@@ -350,6 +415,7 @@ fn report() -> impl Strategy<Value = Report> {
             system: Duration::from_micros(numbers[2]),
             max_rss_kib: numbers[3],
         },
+        notes,
     })
 }
 

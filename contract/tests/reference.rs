@@ -3,6 +3,7 @@
 
 use apppot_contract::cmdline::{self, Found};
 use apppot_contract::link::{Decoder, Frame, MAX_PAYLOAD, WINDOW};
+use apppot_contract::store::{MAX_CONTROL, MAX_SEGMENTS, MAX_URL, REFRESH, SAVING};
 use apppot_contract::{document, Report};
 
 const PAGE: &str = include_str!("../../docs/contract.md");
@@ -62,9 +63,9 @@ fn the_table_of_keys_is_the_code_s() {
         let key = key.trim_matches('`');
         for token in example.trim_matches('`').split(' ') {
             assert!(token.starts_with(&format!("{key}=")), "{key}: {token}");
-            // The shell excludes arguments.
+            // The shell excludes arguments, objects exclude the link, and a pointer everything.
             let line = format!("{token}\n");
-            if key != "apppot.shell" {
+            if !["apppot.shell", "apppot.store", "apppot.document"].contains(&key) {
                 text.push_str(&line);
             }
             let twice = format!("#apppot/1\n{line}{line}");
@@ -80,7 +81,7 @@ fn the_table_of_keys_is_the_code_s() {
         let key = line.split('=').next().unwrap();
         assert!(keys.contains(&key), "{key}");
     }
-    assert_eq!(keys.len(), 29);
+    assert_eq!(keys.len(), 31);
 }
 
 #[test]
@@ -125,7 +126,18 @@ fn the_table_of_frames_is_the_code_s() {
 
 #[test]
 fn the_limits_are_the_code_s() {
-    for limit in [MAX_PAYLOAD, WINDOW, document::MAX_LEN] {
+    let numbers = [
+        MAX_PAYLOAD,
+        WINDOW,
+        document::MAX_LEN,
+        MAX_URL,
+        MAX_CONTROL,
+        MAX_SEGMENTS,
+    ];
+    for limit in numbers
+        .into_iter()
+        .chain([REFRESH, SAVING].map(|time| time.as_secs() as usize))
+    {
         assert!(PAGE.contains(&limit.to_string()), "{limit}");
     }
 }

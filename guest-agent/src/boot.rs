@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use apppot_contract::{Boot, Contract, Report, Usage};
+use apppot_contract::{Boot, Contract, Report};
 
 use crate::failure::{Failure, Step};
 use crate::link::Link;
@@ -14,10 +14,7 @@ use crate::{
 /// Runs the whole life of the machine.
 pub(crate) fn run() -> ! {
     let mut link = None;
-    let report = live(&mut link).unwrap_or_else(|failure| Report {
-        outcome: failure.outcome(),
-        usage: Usage::default(),
-    });
+    let report = live(&mut link).unwrap_or_else(|failure| Report::of(failure.outcome()));
     shutdown::end(link, &report)
 }
 

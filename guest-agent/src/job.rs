@@ -34,7 +34,7 @@ pub(crate) fn run(
     let mut environment = workload::environment(contract, identity);
     let program = match workload::find(contract, image, identity, &environment) {
         Ok(program) => program,
-        Err(outcome) => return Ok(unused(outcome)),
+        Err(outcome) => return Ok(Report::of(outcome)),
     };
     if contract.stdin == Stdin::Null && contract.terminal.is_none() && program.is_shell {
         let warning = "no command is given and standard input is empty: the shell ends at once";
@@ -50,13 +50,14 @@ pub(crate) fn run(
     let started = Instant::now();
     let running = match process::start(&program, &environment, identity, contract) {
         Ok(running) => running,
-        Err(error) => return Ok(unused(workload::refused(&program, &error))),
+        Err(error) => return Ok(Report::of(workload::refused(&program, &error))),
     };
     let mut job = Job::new(contract, link, running, input, signals);
     let outcome = job.serve().step("serving the job")?;
     Ok(Report {
         outcome,
         usage: usage(started.elapsed()),
+        notes: Vec::new(),
     })
 }
 
@@ -74,13 +75,6 @@ pub(crate) fn saved(
             outcome: failure.outcome(),
             ..report
         },
-    }
-}
-
-fn unused(outcome: Outcome) -> Report {
-    Report {
-        outcome,
-        usage: Usage::default(),
     }
 }
 

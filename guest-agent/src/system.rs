@@ -14,7 +14,7 @@ use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use apppot_contract::{document, Contract, Report, Usage};
+use apppot_contract::{document, Contract, Report};
 use nix::mount::{mount, MsFlags};
 
 use crate::failure::{Failure, Step};
@@ -141,10 +141,7 @@ pub(crate) fn serve() -> ! {
     let report = match live(&mut link) {
         Ok(None) => std::process::exit(0),
         Ok(Some(report)) => report,
-        Err(failure) => Report {
-            outcome: failure.outcome(),
-            usage: Usage::default(),
-        },
+        Err(failure) => Report::of(failure.outcome()),
     };
     shutdown::detach_shares();
     shutdown::report(link, &report);

@@ -10,6 +10,7 @@ use super::{
     Boot, Changes, Channel, Contract, Files, Mount, Network, Root, Stdin, Terminal, User, Workload,
     Writes,
 };
+use crate::store::{Pointer, Url};
 use crate::token::{number, parse, Error, Token, TERM};
 
 /// What has been read so far: every key at most once, the repeated ones in order.
@@ -32,6 +33,13 @@ pub(crate) struct Reader {
     term: Option<String>,
     ring: Option<PathBuf>,
     results: Vec<String>,
+    document: Option<Url>,
+}
+
+/// What tokens say.
+pub(crate) enum Read {
+    Contract(Box<Contract>),
+    Pointer(Box<Pointer>),
 }
 
 impl Reader {
@@ -46,6 +54,7 @@ impl Reader {
             "results" => self.results.push(utf8(token, token.bytes()?)?),
             "arg" => self.argv.push(os(token)?),
             "env" => self.contract.env.push(variable(token)?),
+            "store" => self.take_object(token)?,
             key if self.seen.iter().any(|seen| seen == key) => {
                 return Err(token.error("repeats a key"));
             }
@@ -101,6 +110,7 @@ impl Reader {
             }
             "grace" => contract.grace = Duration::from_millis(number(token)?),
             "boot" => contract.boot = boot(token)?,
+            "document" => self.document = Some(url(token, token.bytes()?)?),
             "version" | "contract" => {
                 return Err(token.error("has its place on a command line only"))
             }
@@ -109,11 +119,44 @@ impl Reader {
         Ok(())
     }
 
+    fn take_object(&mut self, token: &Token) -> Result<(), Error> {
+        let [name, text] = token.fields::<2>()?;
+        let added = self.contract.store.add(&name, url(token, text)?);
+        added.map_err(|what| token.error(what))
+    }
+
     /// The whole contract.
     ///
     /// # Errors
     /// Keys that belong together and are not all there, or exclude each other.
-    pub(crate) fn finish(mut self) -> Result<Contract, Error> {
+    pub(crate) fn finish(self) -> Result<Contract, Error> {
+        match self.finish_any()? {
+            Read::Contract(contract) => Ok(*contract),
+            Read::Pointer(pointer) => {
+                let token = format!("apppot.document={}", pointer.url);
+                let what = "is for user-data only: a document is not elsewhere twice";
+                Err(Error::new(token.as_bytes(), what))
+            }
+        }
+    }
+
+    /// The whole contract, or where it is.
+    ///
+    /// # Errors
+    /// As [`Reader::finish`].
+    pub(crate) fn finish_any(mut self) -> Result<Read, Error> {
+        let document = self.document.take();
+        let contract = self.finish_contract()?;
+        match document {
+            Some(url) => pointer(url, contract).map(|pointer| Read::Pointer(Box::new(pointer))),
+            None => {
+                check_store(&contract)?;
+                Ok(Read::Contract(Box::new(contract)))
+            }
+        }
+    }
+
+    fn finish_contract(mut self) -> Result<Contract, Error> {
         let mut contract = std::mem::take(&mut self.contract);
         contract.root = self.root()?;
         self.complete_files(&mut contract.files)?;
@@ -181,6 +224,63 @@ impl Reader {
             groups: std::mem::take(&mut self.groups),
             account: self.account.take(),
         }))
+    }
+}
+
+/// What a document says that points to another.
+fn pointer(url: Url, contract: Contract) -> Result<Pointer, Error> {
+    let error = |what: &str| Error::new(format!("apppot.document={url}").as_bytes(), what);
+    let deadline = contract.deadline;
+    let deadline = deadline.ok_or_else(|| error("needs apppot.deadline"))?;
+    let pointer = Pointer {
+        deadline,
+        grace: contract.grace,
+        report: contract.store.report.clone(),
+        url: url.clone(),
+    };
+    match contract == beside(&pointer) {
+        true => Ok(pointer),
+        false => Err(error(
+            "stands beside other keys than deadline, grace and the store's report",
+        )),
+    }
+}
+
+/// What may stand beside a pointer, as a contract.
+pub(crate) fn beside(pointer: &Pointer) -> Contract {
+    let mut contract = Contract {
+        deadline: Some(pointer.deadline),
+        grace: pointer.grace,
+        ..Contract::default()
+    };
+    contract.store.report.clone_from(&pointer.report);
+    contract
+}
+
+/// Where an object store takes the link's place, the rest must suit.
+fn check_store(contract: &Contract) -> Result<(), Error> {
+    let store = &contract.store;
+    if store.is_empty() {
+        return Ok(());
+    }
+    let error = |what: &str| Err(Error::new(b"apppot.store", what));
+    let by_link = |files: &Files| files.channel == Channel::Link && files.ring.is_none();
+    let travels = contract.files.is_some();
+    match () {
+        () if store.report.is_none() => error("needs an object for the report"),
+        () if contract.deadline.is_none() => error("needs apppot.deadline"),
+        () if contract.boot != Boot::System => error("needs apppot.boot=system"),
+        () if contract.link.is_some() => error("excludes apppot.link"),
+        () if contract.terminal.is_some() => error("excludes apppot.terminal"),
+        () if matches!(contract.stdin, Stdin::Ring(_)) => error("excludes a ring for apppot.stdin"),
+        () if !store.stdin.is_empty() && contract.stdin != Stdin::Link => {
+            error("has standard input, which needs apppot.stdin=link")
+        }
+        () if !contract.files.as_ref().is_none_or(by_link) => error("needs apppot.files=link"),
+        () if store.files.is_empty() == travels || store.results.is_empty() == travels => {
+            error("has objects for files and results when there is apppot.files, and only then")
+        }
+        () => Ok(()),
     }
 }
 
@@ -276,6 +376,10 @@ fn ipv4(token: &Token, bytes: &[u8]) -> Result<Ipv4Addr, Error> {
     let text = std::str::from_utf8(bytes).ok();
     let address = text.and_then(|text| text.parse().ok());
     address.ok_or_else(|| token.error("has an address that is no IPv4 address"))
+}
+
+fn url(token: &Token, bytes: Vec<u8>) -> Result<Url, Error> {
+    Url::new(&utf8(token, bytes)?)
 }
 
 fn without_nul(token: &Token, bytes: Vec<u8>) -> Result<OsString, Error> {

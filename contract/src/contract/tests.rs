@@ -1,5 +1,6 @@
 use super::*;
 use crate::document;
+use crate::store::Url;
 
 fn decode(tokens: &str) -> Result<Contract, Error> {
     let lines = tokens.replace(' ', "\n");
@@ -27,6 +28,122 @@ fn reads_as(tokens: &str, change: impl FnOnce(&mut Contract)) {
 
 fn command(args: &[&str]) -> Workload {
     Workload::Command(args.iter().map(Into::into).collect())
+}
+
+const STORED: &str = "apppot.boot=system apppot.deadline=1 apppot.store=report,http://h/r%3Fs%3D1";
+
+#[test]
+fn objects_are_named_by_urls() {
+    let url = |text: &str| Url::new(text).unwrap();
+    reads_as(STORED, |c| {
+        c.boot = Boot::System;
+        c.deadline = Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1));
+        c.store.report = Some(url("http://h/r?s=1"));
+    });
+    let stdout = format!("{STORED} apppot.store=stdout,http://h/0 apppot.store=stdout,http://h/1");
+    let contract = decode(&stdout).unwrap();
+    assert_eq!(
+        contract.store.stdout,
+        [url("http://h/0"), url("http://h/1")]
+    );
+    let shown = format!("{contract:?}");
+    assert!(!shown.contains("s=1"), "{shown}");
+}
+
+#[test]
+fn objects_need_and_exclude_others() {
+    let object = |name: &str| format!("apppot.store={name},http://h/o");
+    let (files, results) = (object("files"), object("results"));
+    let many = vec![object("stdout"); 65].join(" ");
+    for (tokens, named) in [
+        (object("stdout"), "needs an object for the report"),
+        (object("report"), "needs apppot.deadline"),
+        (
+            format!("apppot.deadline=1 {}", object("report")),
+            "needs apppot.boot",
+        ),
+        (
+            format!("{STORED} {}", object("report")),
+            "repeats an object",
+        ),
+        (
+            format!("{STORED} {}", object("else")),
+            "names an unknown object",
+        ),
+        (format!("{STORED} {many}"), "one segment too many"),
+        (format!("{STORED} apppot.link=/x"), "excludes apppot.link"),
+        (
+            format!("{STORED} apppot.terminal=1,1"),
+            "excludes apppot.terminal",
+        ),
+        (format!("{STORED} apppot.stdin=/x"), "excludes a ring"),
+        (
+            format!("{STORED} {}", object("stdin")),
+            "needs apppot.stdin=link",
+        ),
+        (format!("{STORED} {files} {results}"), "and only then"),
+        (
+            format!("{STORED} apppot.files=link,/x {files}"),
+            "and only then",
+        ),
+        (
+            format!("{STORED} apppot.files=disk,/x {files} {results}"),
+            "needs apppot.files=link",
+        ),
+        (
+            String::from("apppot.store=report,ftp://h/o%3Fsecret"),
+            "is no URL",
+        ),
+        (
+            String::from("apppot.store=report,http://h/o,x%3Fsecret"),
+            "3 fields",
+        ),
+    ] {
+        let error = error(&tokens);
+        assert!(
+            error.contains(named) && !error.contains("secret"),
+            "{tokens}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_pointer_stands_alone() {
+    let pointer = "apppot.document=http://h/o%3Fsecret";
+    let read = |tokens: &str| {
+        let lines = tokens.replace(' ', "\n");
+        document::decode_user_data(format!("#apppot/1\n{lines}\n").as_bytes())
+    };
+    for beside in ["", "apppot.grace=9", "apppot.store=report,http://h/r"] {
+        let tokens = format!("{pointer} apppot.deadline=1 {beside}");
+        assert!(
+            matches!(read(&tokens), Ok(document::Document::Elsewhere(_))),
+            "{tokens}"
+        );
+        let error = error(&tokens);
+        assert!(
+            error.contains("user-data only") && !error.contains("secret"),
+            "{error}"
+        );
+    }
+    for (beside, named) in [
+        ("", "needs apppot.deadline"),
+        ("apppot.deadline=1 apppot.arg=x", "beside other keys"),
+        ("apppot.deadline=1 apppot.boot=system", "beside other keys"),
+        (
+            "apppot.deadline=1 apppot.store=stdout,http://h/o",
+            "beside other keys",
+        ),
+        ("apppot.document=http://h/o", "repeats a key"),
+    ] {
+        let error = read(&format!("{pointer} {beside}"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(named) && !error.contains("secret"),
+            "{beside}: {error}"
+        );
+    }
 }
 
 #[test]

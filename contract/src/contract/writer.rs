@@ -1,9 +1,10 @@
 //! The contract as tokens.
 
 use std::os::unix::ffi::OsStrExt;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Boot, Contract, Files, Mount, Network, Stdin, User, Workload, Writes};
+use crate::store::Store;
 use crate::token::{Writer, TERM};
 
 impl Contract {
@@ -54,12 +55,17 @@ impl Contract {
         if let Some(network) = &self.network {
             network.write(out);
         }
-        if let Some(deadline) = self.deadline {
+        Self::write_times(self.deadline, self.grace, out);
+        out.add("boot", self.boot.word());
+        self.store.write(out);
+    }
+
+    pub(crate) fn write_times(deadline: Option<SystemTime>, grace: Duration, out: &mut Writer) {
+        if let Some(deadline) = deadline {
             let since = deadline.duration_since(UNIX_EPOCH).unwrap_or_default();
             out.add("deadline", since.as_millis().to_string());
         }
-        out.add("grace", self.grace.as_millis().to_string());
-        out.add("boot", self.boot.word());
+        out.add("grace", grace.as_millis().to_string());
     }
 }
 
@@ -86,6 +92,14 @@ impl Files {
         }
         for pattern in &self.results {
             out.add("results", pattern);
+        }
+    }
+}
+
+impl Store {
+    pub(crate) fn write(&self, out: &mut Writer) {
+        for (name, url) in self.objects() {
+            out.add_fields("store", &[name.as_bytes(), url.secret().as_bytes()]);
         }
     }
 }

@@ -6,13 +6,6 @@ fn error(tokens: &str) -> String {
     Report::decode(text.as_bytes()).unwrap_err().to_string()
 }
 
-fn report(outcome: Outcome) -> Report {
-    Report {
-        outcome,
-        usage: Usage::default(),
-    }
-}
-
 #[test]
 fn a_report_is_a_document() {
     let report = Report {
@@ -26,13 +19,15 @@ fn a_report_is_a_document() {
             system: Duration::from_micros(3),
             max_rss_kib: 4,
         },
+        notes: vec!["a b".into()],
     };
     let text = report.encode();
     assert_eq!(
         std::str::from_utf8(&text).unwrap(),
         "#apppot-report/1\napppot.outcome=failed\napppot.step=mounting%20the%20root\n\
          apppot.reason=no%20such%20device\napppot.elapsed-us=1500000\napppot.user-us=2\n\
-         apppot.system-us=3\napppot.max-rss-kib=4\n"
+         apppot.system-us=3\napppot.max-rss-kib=4\n\
+         apppot.note=a%20b\n"
     );
     assert_eq!(Report::decode(&text), Ok(report));
 }
@@ -53,7 +48,7 @@ fn every_outcome_round_trips() {
             reason: reason(),
         },
     ] {
-        let report = report(outcome);
+        let report = Report::of(outcome);
         assert_eq!(Report::decode(&report.encode()), Ok(report));
     }
 }
@@ -61,22 +56,25 @@ fn every_outcome_round_trips() {
 #[test]
 fn usage_may_be_left_out() {
     let text = b"#apppot-report/1\napppot.outcome=timed-out";
-    assert_eq!(Report::decode(text), Ok(report(Outcome::TimedOut)));
+    assert_eq!(Report::decode(text), Ok(Report::of(Outcome::TimedOut)));
 }
 
 #[test]
 fn a_report_always_fits_into_a_frame() {
     let text = "\u{e9}".repeat(1 << 20);
-    let mut report = report(Outcome::Failed {
+    let mut report = Report::of(Outcome::Failed {
         step: text.clone(),
         reason: format!("x{text}"),
     });
     report.usage.elapsed = Duration::MAX;
     report.usage.max_rss_kib = u64::MAX;
+    report.notes = vec![text.clone(); 20];
     let encoded = report.encode();
     assert!(encoded.len() <= link::MAX_PAYLOAD, "{}", encoded.len());
     let read = Report::decode(&encoded).unwrap();
     assert_eq!(read.usage.elapsed, Duration::from_micros(u64::MAX));
+    assert_eq!(read.notes.len(), MAX_NOTES);
+    assert!(read.notes.iter().all(|note| note.len() == MAX_NOTE));
     let Outcome::Failed { step, reason } = read.outcome else {
         panic!("another outcome");
     };
@@ -115,6 +113,7 @@ fn mistakes_are_named() {
             "'apppot.elapsed-us=2' repeats",
         ),
         ("apppot.max-rss-kib=1 apppot.max-rss-kib=1", "repeats a key"),
+        (&"apppot.note=x ".repeat(17), "is one note too many"),
         (
             "apppot.outcome=exited apppot.signal=9",
             "'apppot.outcome=exited' needs apppot.status",
