@@ -332,6 +332,10 @@ impl<'a> Run<'a> {
                 if let Some(mask) = umask {
                     libc::umask(mask);
                 }
+                // As from a shell that somebody types in, also where `nohup` or a script's `&` started the tests.
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 if let Some(signal) = ignored {
                     libc::signal(signal, libc::SIG_IGN);
                 }
