@@ -50,6 +50,11 @@ pub trait Hypervisor {
     /// What it can do, as data; without side effects.
     fn capabilities(&self) -> Capabilities;
 
+    /// Whether hardware virtualisation would execute its guests here, whatever else may be in the way.
+    fn has_hardware(&self) -> bool {
+        false
+    }
+
     /// Whether it can run here, now, for this user, and if not, what is in the way and its remedy.
     ///
     /// `kernel` is the one that the user has chosen.
@@ -144,8 +149,6 @@ pub enum MachineEnd {
 pub struct Usable {
     /// One line for people, such as the kernel's path and release.
     pub summary: String,
-    /// Whether hardware virtualisation executes guests.
-    pub hardware: bool,
 }
 
 /// What a backend would start.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use apppot_backends::spec::{Firmware, MachineSpec, Network, Writes};
-use apppot_backends::{Hypervisor, Usable};
+use apppot_backends::Hypervisor;
 use apppot_contract::{Channel, Stdin, Workload, CHANNELS};
 use apppot_snapshot::transfer::Limits;
 
@@ -235,18 +235,11 @@ fn select(name: &str, kernel: Option<&Path>) -> Result<Box<dyn Hypervisor>> {
     let names = names.join(", ");
     if name == "auto" {
         backends.retain(|backend| !backend.capabilities().managed);
-        let probed: Vec<_> = backends
-            .iter()
-            .map(|backend| backend.probe(kernel))
-            .collect();
-        let usable = |hardware: bool| {
-            let fits = |usable: &Usable| usable.hardware || !hardware;
-            probed
-                .iter()
-                .position(|probed| probed.as_ref().is_ok_and(fits))
-        };
+        let mut order: Vec<usize> = (0..backends.len()).collect();
+        order.sort_by_key(|&index| !backends[index].has_hardware());
+        let usable = |&index: &usize| backends[index].probe(kernel).is_ok();
         // When none can, the launch of the first says what is in the way.
-        let index = usable(true).or_else(|| usable(false)).unwrap_or(0);
+        let index = order.into_iter().find(usable).unwrap_or(0);
         return Ok(backends.swap_remove(index));
     }
     match backends.iter().position(|backend| backend.name() == name) {

@@ -73,7 +73,6 @@ impl Hypervisor for Libvirt {
                 kernel.path.display(),
                 kernel.release
             ),
-            hardware: accelerator.is_kvm(),
         })
     }
 

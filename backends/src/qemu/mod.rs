@@ -70,6 +70,10 @@ impl Hypervisor for Qemu {
         }
     }
 
+    fn has_hardware(&self) -> bool {
+        kvm::accelerator().is_kvm()
+    }
+
     fn probe(&self, kernel: Option<&Path>) -> Result<Usable> {
         let program = program::Program::find()?;
         let kernel = kernel::Kernel::find(kernel, &guest::ALWAYS)?;
@@ -81,7 +85,6 @@ impl Hypervisor for Qemu {
                 kernel.path.display(),
                 kernel.release
             ),
-            hardware: accelerator.is_kvm(),
         })
     }
 

@@ -60,7 +60,6 @@ impl Hypervisor for Uml {
         crate::limits::choose_backing(crate::limits::LEAST_MEMORY)?;
         Ok(Usable {
             summary: format!("{} ({})", kernel.path.display(), kernel.release),
-            hardware: false,
         })
     }
 
