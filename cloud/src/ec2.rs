@@ -3,7 +3,7 @@
 use roxmltree::{Document, Node};
 
 use crate::http::{Client, Request};
-use crate::{Config, Result, Service};
+use crate::{Config, Error, Result, Service};
 
 /// The version of the interface.
 const VERSION: &str = "2016-11-15";
@@ -52,9 +52,9 @@ pub struct NewImage<'a> {
 }
 
 /// Names and values of a request.
-type Parameters = Vec<(String, String)>;
+pub(crate) type Parameters = Vec<(String, String)>;
 
-fn parameters(pairs: &[(&str, &str)]) -> Parameters {
+pub(crate) fn parameters(pairs: &[(&str, &str)]) -> Parameters {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     pairs.iter().map(owned).collect()
 }
@@ -131,7 +131,7 @@ impl Ec2 {
             ("BlockDeviceMapping.1.Ebs.DeleteOnTermination", "true"),
         ]);
         self.ask(operation, parameters, |root| text(root, "imageId"))?
-            .ok_or_else(|| self.client.malformed(operation, "it names no image"))
+            .ok_or_else(|| self.malformed(operation, "it names no image"))
     }
 
     /// Puts tags on things.
@@ -150,8 +150,13 @@ impl Ec2 {
         self.ask("CreateTags", parameters, |_| ())
     }
 
+    /// An answer that makes no sense.
+    pub(crate) fn malformed(&self, operation: &str, reason: impl Into<String>) -> Error {
+        self.client.malformed(operation, reason)
+    }
+
     /// All items of a list, page by page.
-    fn list<T>(
+    pub(crate) fn list<T>(
         &self,
         action: &str,
         parameters: Parameters,
@@ -174,10 +179,10 @@ impl Ec2 {
                 return Ok(all);
             }
         }
-        Err(self.client.malformed(action, "its list has no end"))
+        Err(self.malformed(action, "its list has no end"))
     }
 
-    fn ask<T>(
+    pub(crate) fn ask<T>(
         &self,
         action: &str,
         parameters: Parameters,
@@ -199,20 +204,20 @@ impl Ec2 {
             body: body.as_bytes(),
             signs_body: true,
         })?;
-        let malformed = |reason: String| self.client.malformed(action, reason);
+        let malformed = |reason: String| self.malformed(action, reason);
         let body = String::from_utf8(answer.body).map_err(|error| malformed(error.to_string()))?;
         let document = Document::parse(&body).map_err(|error| malformed(error.to_string()))?;
         Ok(read(document.root_element()))
     }
 }
 
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
+pub(crate) fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
     // The namespace differs among clouds.
     node.children()
         .find(|child| child.tag_name().name() == name)
 }
 
-fn text(node: Node<'_, '_>, name: &str) -> Option<String> {
+pub(crate) fn text(node: Node<'_, '_>, name: &str) -> Option<String> {
     child(node, name)?.text().map(str::to_owned)
 }
 

@@ -146,6 +146,13 @@ fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
         limit if limit.ends_with("LimitExceeded") && limit != "RequestLimitExceeded" => {
             quota(service)
         }
+        "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "SpotMaxPriceTooLow"
+        | "InsufficientCapacityOnHost" => String::from(
+            "the cloud has no such machine free now: take another type, another subnet, or no spot machine, or try later",
+        ),
+        "Unsupported" | "UnsupportedOperation" => {
+            String::from("this type of machine is not to be had there, or does not boot such an image: take another")
+        }
         busy if is_throttling(busy) => String::from("the cloud is busy: try again later"),
         _ => return None,
     })
@@ -198,6 +205,8 @@ mod tests {
             ("SnapshotLimitExceeded", "quota"),
             ("ServiceQuotaExceededException", "quota"),
             ("RequestLimitExceeded", "later"),
+            ("InsufficientInstanceCapacity", "another type"),
+            ("VcpuLimitExceeded", "quota"),
             ("InvalidAMIName.Duplicate", "--name"),
         ] {
             let hint = refused("EC2", code).unwrap_or_default();
