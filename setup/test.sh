@@ -50,8 +50,6 @@ test_end_to_end() {
     APPPOT_TEST_PYTHON=$(images/build.sh python-plot)
     APPPOT_TEST_ROOT=$(images/bootable.sh)
     APPPOT_TEST_ROOT_SYSV=$(images/bootable.sh sysvinit-core)
-    APPPOT_TEST_MOTO=$(setup/moto.sh)
-    export APPPOT_TEST_MOTO
     export APPPOT_TEST_IMAGE APPPOT_TEST_FORTRAN APPPOT_TEST_PYTHON APPPOT_TEST_ROOT APPPOT_TEST_ROOT_SYSV APPPOT_TEST_USER=$test_user
     for kernel in $list; do
         step "end to end with $kernel"
@@ -147,6 +145,8 @@ check_scripts
 step "source"
 check_source
 step "crates"
+APPPOT_TEST_MOTO=$(setup/moto.sh)
+export APPPOT_TEST_MOTO
 test_crates
 test_end_to_end
 test_channels

@@ -27,6 +27,8 @@ pub enum Service {
     Ec2,
     /// The blocks of snapshots (EBS direct).
     Ebs,
+    /// Objects.
+    S3,
 }
 
 impl Service {
@@ -36,6 +38,7 @@ impl Service {
         match self {
             Service::Ec2 => "EC2",
             Service::Ebs => "EBS",
+            Service::S3 => "S3",
         }
     }
 
@@ -44,6 +47,7 @@ impl Service {
         match self {
             Service::Ec2 => "ec2",
             Service::Ebs => "ebs",
+            Service::S3 => "s3",
         }
     }
 }
@@ -115,7 +119,7 @@ impl Config {
                 "set AWS_REGION, such as eu-central-1",
             ));
         }
-        let services = [Service::Ec2, Service::Ebs];
+        let services = [Service::Ec2, Service::Ebs, Service::S3];
         let endpoints = services.into_iter().filter_map(|service| {
             let name = format!("AWS_ENDPOINT_URL_{}", service.name());
             Some((service, get(&name)?))
@@ -132,10 +136,24 @@ impl Config {
 
     /// The URL of a service.
     pub(crate) fn endpoint(&self, service: Service) -> String {
+        self.own_endpoint(service)
+            .unwrap_or_else(|| format!("https://{}", self.usual(service)))
+    }
+
+    /// The URL of a service, when it is not Amazon's.
+    pub(crate) fn own_endpoint(&self, service: Service) -> Option<String> {
         let own = self.endpoints.iter().find(|(of, _)| *of == service);
-        let own = own.map(|(_, url)| url.clone());
-        own.or_else(|| self.endpoint.clone())
-            .unwrap_or_else(|| self.usual(service))
+        own.map(|(_, url)| url.clone())
+            .or_else(|| self.endpoint.clone())
+    }
+
+    /// The same, but a request is made so often at most: for those who ask again anyway.
+    #[must_use]
+    pub fn with_attempts(&self, attempts: u32) -> Self {
+        Config {
+            attempts: attempts.min(self.attempts),
+            ..self.clone()
+        }
     }
 
     /// A name for this account, region and cloud, for files.
@@ -150,13 +168,13 @@ impl Config {
         hex(&Sha256::digest(all.join("\n"))[..8])
     }
 
-    /// Where Amazon has it.
-    fn usual(&self, service: Service) -> String {
+    /// The host of Amazon's.
+    pub(crate) fn usual(&self, service: Service) -> String {
         let suffix = match self.region.starts_with("cn-") {
             true => "amazonaws.com.cn",
             false => "amazonaws.com",
         };
-        format!("https://{}.{}.{suffix}", service.id(), self.region)
+        format!("{}.{}.{suffix}", service.id(), self.region)
     }
 }
 

@@ -3,7 +3,7 @@
 use base64::prelude::{Engine, BASE64_STANDARD};
 use serde_json::{json, Value};
 
-use crate::http::{random, Client, Request};
+use crate::http::{random, Body, Client, Request};
 use crate::{Config, Result, Service};
 
 /// The size of a snapshot's block, bytes.
@@ -54,7 +54,8 @@ impl Ebs {
             method: "POST",
             path: String::from("/snapshots"),
             headers: vec![("content-type", String::from("application/json"))],
-            body: body.to_string().as_bytes(),
+            query: String::new(),
+            body: Body::Bytes(body.to_string().as_bytes()),
             signs_body: true,
         })?;
         let answer: Value = serde_json::from_slice(&answer.body)
@@ -87,7 +88,8 @@ impl Ebs {
                 ("x-amz-checksum", checksum.clone()),
                 ("x-amz-checksum-algorithm", String::from("SHA256")),
             ],
-            body: block,
+            query: String::new(),
+            body: Body::Bytes(block),
             // So the interface wants it; the checksum is signed.
             signs_body: false,
         })?;
@@ -114,7 +116,8 @@ impl Ebs {
                 ("x-amz-checksum-algorithm", String::from("SHA256")),
                 ("x-amz-checksum-aggregation-method", String::from("LINEAR")),
             ],
-            body: b"",
+            query: String::new(),
+            body: Body::Bytes(b""),
             signs_body: true,
         })?;
         Ok(())

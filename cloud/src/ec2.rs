@@ -2,7 +2,8 @@
 
 use roxmltree::{Document, Node};
 
-use crate::http::{Client, Request};
+use crate::http::{Body, Client, Request};
+use crate::sign::encode;
 use crate::{Config, Error, Result, Service};
 
 /// The version of the interface.
@@ -190,10 +191,7 @@ impl Ec2 {
     ) -> Result<T> {
         let mut body = format!("Action={action}&Version={VERSION}");
         for (name, value) in parameters {
-            body.push('&');
-            encode(&name, &mut body);
-            body.push('=');
-            encode(&value, &mut body);
+            body.push_str(&format!("&{}={}", encode(&name), encode(&value)));
         }
         let kind = "application/x-www-form-urlencoded; charset=utf-8";
         let answer = self.client.call(&Request {
@@ -201,7 +199,8 @@ impl Ec2 {
             method: "POST",
             path: String::from("/"),
             headers: vec![("content-type", kind.to_owned())],
-            body: body.as_bytes(),
+            query: String::new(),
+            body: Body::Bytes(body.as_bytes()),
             signs_body: true,
         })?;
         let malformed = |reason: String| self.malformed(action, reason);
@@ -219,16 +218,4 @@ pub(crate) fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<No
 
 pub(crate) fn text(node: Node<'_, '_>, name: &str) -> Option<String> {
     child(node, name)?.text().map(str::to_owned)
-}
-
-/// Percent-encodes everything but unreserved characters (RFC 3986).
-fn encode(text: &str, to: &mut String) {
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                to.push(byte.into());
-            }
-            other => to.push_str(&format!("%{other:02X}")),
-        }
-    }
 }

@@ -57,6 +57,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Whoever was to be asked for more bytes wanted to stop.
+    #[error("it was stopped")]
+    Stopped,
     /// The image changed while it was read.
     #[error("the image was changed while it was published")]
     Changed,
@@ -85,6 +88,16 @@ impl Error {
         match self {
             Error::Refused { code, .. } => Some(code),
             _ => None,
+        }
+    }
+
+    /// Whether it may be otherwise the next time.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        match self {
+            Error::Unreachable { .. } => true,
+            Error::Refused { code, .. } => is_throttling(code) || is_trouble(code),
+            _ => false,
         }
     }
 
@@ -130,9 +143,24 @@ fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
             )
         }
         "UnauthorizedOperation" | "AccessDenied" | "UnauthorizedAccess" => format!(
-            "the credentials need the permission {}:{operation}",
-            service.to_lowercase()
+            "the credentials need the permission {}:{}",
+            service.to_lowercase(),
+            // The one operation that has not its permission's name.
+            match operation {
+                "ListObjectsV2" => "ListBucket",
+                other => other,
+            }
         ),
+        "NoSuchBucket" => String::from(
+            "check its name and the region, or make it: aws s3 mb s3://NAME",
+        ),
+        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraint" => {
+            String::from("the bucket is in another region: set AWS_REGION to that, or take another bucket")
+        }
+        "InvalidAMIID.NotFound" | "InvalidAMIID.Malformed" | "InvalidAMIID.Unavailable" => String::from(
+            "images belong to a region: check AWS_REGION, or publish it there: apppot image publish ec2",
+        ),
+        "InvalidInstanceType" => String::from("name another type of machine"),
         "OptInRequired" | "PendingVerification" | "Blocked" => String::from(
             "the account is not ready for this: look at its messages from the provider",
         ),
@@ -148,7 +176,7 @@ fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
         }
         "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "SpotMaxPriceTooLow"
         | "InsufficientCapacityOnHost" => String::from(
-            "the cloud has no such machine free now: take another type, another subnet, or no spot machine, or try later",
+            "the cloud has no such machine free now: take another type or subnet, a machine that is not spot, or try later",
         ),
         "Unsupported" | "UnsupportedOperation" => {
             String::from("this type of machine is not to be had there, or does not boot such an image: take another")
@@ -160,6 +188,15 @@ fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
 
 fn quota(service: &str) -> String {
     format!("a quota of the account is used up: free what is not needed, or ask for a higher quota of {service}")
+}
+
+/// Whether the service has failed.
+fn is_trouble(code: &str) -> bool {
+    code.starts_with("HTTP 5")
+        || matches!(
+            code,
+            "InternalError" | "InternalFailure" | "ServiceUnavailable" | "Unavailable"
+        )
 }
 
 /// Whether it was asked too often, or for too much at once: codes that the service gives for it.
@@ -208,10 +245,34 @@ mod tests {
             ("InsufficientInstanceCapacity", "another type"),
             ("VcpuLimitExceeded", "quota"),
             ("InvalidAMIName.Duplicate", "--name"),
+            ("NoSuchBucket", "aws s3 mb"),
+            ("InvalidAMIID.NotFound", "AWS_REGION"),
         ] {
             let hint = refused("EC2", code).unwrap_or_default();
             assert!(hint.contains(says), "{code}: {hint}");
         }
         assert_eq!(refused("EC2", "InvalidParameterValue"), None);
+    }
+    #[test]
+    fn what_may_be_otherwise_later_is_told_from_what_stays() {
+        let error = |code: &str| Error::Refused {
+            service: "S3",
+            operation: String::from("ListObjectsV2"),
+            code: code.to_owned(),
+            message: String::new(),
+        };
+        for code in [
+            "SlowDown",
+            "HTTP 503",
+            "ServiceUnavailable",
+            "RequestLimitExceeded",
+        ] {
+            assert!(error(code).passes(), "{code}");
+        }
+        for code in ["AccessDenied", "HTTP 404", "ExpiredToken"] {
+            assert!(!error(code).passes(), "{code}");
+        }
+        let hint = error("AccessDenied").hint().unwrap();
+        assert!(hint.ends_with("s3:ListBucket"), "{hint}");
     }
 }

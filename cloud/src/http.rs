@@ -1,7 +1,9 @@
 //! One service of a cloud, over HTTP: signed requests, asked again where that may help.
 
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -9,11 +11,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use ureq::http::{HeaderMap, Request as HttpRequest, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
-use ureq::Agent;
+use ureq::{Agent, SendBody};
 
 use crate::config::{settings, Config};
 use crate::error::is_throttling;
-use crate::sign::{authorization, hex, timestamp, Scope, Signed, UNSIGNED};
+use crate::sign::{authorization, hex, presigned, timestamp, Scope, Signed, UNSIGNED};
 use crate::{Error, Result, Service};
 
 /// The longest answer that is read, bytes.
@@ -22,6 +24,10 @@ const LONGEST: u64 = 8 << 20;
 const SHOWN: usize = 600;
 /// How often a service is asked that has never answered: it may not be there.
 const FIRST_ATTEMPTS: u32 = 3;
+/// What a request gets for each MiB of its body, beyond [`TIMEOUT`].
+const TIME_PER_MIB: Duration = Duration::from_secs(10);
+/// What a request may take.
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// The pause before the second attempt; each further one is twice as long, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
@@ -33,11 +39,91 @@ pub(crate) struct Request<'a> {
     pub(crate) method: &'static str,
     /// Of characters that need no encoding.
     pub(crate) path: String,
+    /// As [`crate::sign::query`] makes it.
+    pub(crate) query: String,
     /// With names in lower case.
     pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) body: &'a [u8],
+    pub(crate) body: Body<'a>,
     /// Whether the signature covers the body.
     pub(crate) signs_body: bool,
+}
+
+/// What is sent.
+#[derive(Clone, Copy)]
+pub(crate) enum Body<'a> {
+    Bytes(&'a [u8]),
+    /// `len` bytes of the file, from `start`. `goes_on` is asked before each piece.
+    Part {
+        file: &'a File,
+        start: u64,
+        len: u64,
+        goes_on: &'a dyn Fn(usize) -> bool,
+    },
+}
+
+impl Body<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::Part { len, .. } => *len,
+        }
+    }
+
+    fn digest(&self) -> Result<String> {
+        let mut digest = Sha256::new();
+        let mut reader = Reading::of(*self);
+        reader.announces = false;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok(hex(&digest.finalize())),
+                Ok(len) => digest.update(&buffer[..len]),
+                Err(_) if reader.is_stopped => return Err(Error::Stopped),
+                Err(error) => return Err(Error::io("read what is to be sent")(error)),
+            }
+        }
+    }
+}
+
+/// A body as it is read.
+struct Reading<'a> {
+    body: Body<'a>,
+    at: u64,
+    /// Whether the pieces are on their way, and not only looked at.
+    announces: bool,
+    is_stopped: bool,
+}
+
+impl<'a> Reading<'a> {
+    fn of(body: Body<'a>) -> Self {
+        Reading {
+            body,
+            at: 0,
+            announces: true,
+            is_stopped: false,
+        }
+    }
+}
+
+impl Read for Reading<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.body.len() - self.at).unwrap_or(usize::MAX);
+        let most = left.min(buffer.len());
+        let len = match self.body {
+            Body::Bytes(bytes) => {
+                let from = bytes.len() - left;
+                buffer[..most].copy_from_slice(&bytes[from..from + most]);
+                most
+            }
+            Body::Part { goes_on, .. } if !goes_on(if self.announces { most } else { 0 }) => {
+                self.is_stopped = true;
+                return Err(io::ErrorKind::Other.into());
+            }
+            Body::Part { file, start, .. } => file.read_at(&mut buffer[..most], start + self.at)?,
+        };
+        self.at += len as u64;
+        Ok(len)
+    }
 }
 
 /// What came back, with a status of success.
@@ -73,7 +159,15 @@ impl Client {
     /// # Errors
     /// The configured endpoint is no URL.
     pub(crate) fn new(service: Service, config: &Config) -> Result<Self> {
-        let (base, host, prefix) = parse(&config.endpoint(service))?;
+        Self::at(&config.endpoint(service), service, config)
+    }
+
+    /// At another endpoint than the configured one.
+    ///
+    /// # Errors
+    /// The endpoint is no URL.
+    pub(crate) fn at(endpoint: &str, service: Service, config: &Config) -> Result<Self> {
+        let (base, host, prefix) = parse(endpoint)?;
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::PlatformVerifier)
             .build();
@@ -82,7 +176,7 @@ impl Client {
             // Credentials go nowhere else.
             .max_redirects(0)
             .timeout_connect(Some(Duration::from_secs(15)))
-            .timeout_global(Some(Duration::from_secs(120)))
+            .timeout_global(Some(TIMEOUT))
             .max_idle_connections_per_host(64)
             .max_idle_connections(64)
             .user_agent(concat!("apppot/", env!("CARGO_PKG_VERSION")))
@@ -121,8 +215,13 @@ impl Client {
     }
 
     fn attempt(&self, request: &Request<'_>) -> std::result::Result<Answer, Failure> {
-        let built = self.build(request).map_err(Failure::Lasting)?;
-        let response = self.agent.run(built).map_err(|error| self.lost(&error))?;
+        let mut body = Reading::of(request.body);
+        let response = self.send(request, &mut body).map_err(Failure::Lasting)?;
+        let response = match response {
+            Ok(response) => response,
+            Err(_) if body.is_stopped => return Err(Failure::Lasting(Error::Stopped)),
+            Err(error) => return Err(self.lost(&error)),
+        };
         self.has_answered.store(true, Ordering::Relaxed);
         let status = response.status().as_u16();
         let headers = response.headers().clone();
@@ -148,12 +247,34 @@ impl Client {
         })
     }
 
-    /// The request with its signature of now.
-    fn build<'a>(&self, request: &Request<'a>) -> Result<HttpRequest<&'a [u8]>> {
+    /// Sends the request with its signature of now.
+    fn send(
+        &self,
+        request: &Request<'_>,
+        body: &mut Reading<'_>,
+    ) -> Result<std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>> {
+        let has_body = matches!(request.method, "POST" | "PUT");
+        let mut built = self.build(request)?;
+        let len = request.body.len();
+        if has_body {
+            built = built.header("content-length", len);
+        }
+        let bad = |error: ureq::http::Error| self.unreachable(error.to_string());
+        if !has_body {
+            return Ok(self.agent.run(built.body(()).map_err(bad)?));
+        }
+        let built = built.body(SendBody::from_reader(body)).map_err(bad)?;
+        let more = TIME_PER_MIB.saturating_mul(u32::try_from(len >> 20).unwrap_or(u32::MAX));
+        let built = self.agent.configure_request(built);
+        let built = built.timeout_global(Some(TIMEOUT + more)).build();
+        Ok(self.agent.run(built))
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<ureq::http::request::Builder> {
         let time = timestamp(SystemTime::now());
         let path = format!("{}{}", self.prefix, request.path);
         let payload = match request.signs_body {
-            true => hex(&Sha256::digest(request.body)),
+            true => request.body.digest()?,
             false => UNSIGNED.to_owned(),
         };
         let mut headers = request.headers.clone();
@@ -166,6 +287,7 @@ impl Client {
         let signed = Signed {
             method: request.method,
             path: &path,
+            query: &request.query,
             headers: &headers,
             payload: &payload,
         };
@@ -175,16 +297,35 @@ impl Client {
             time: &time,
         };
         let authorization = authorization(&signed, &scope, &self.config.credentials);
+        let mark = if request.query.is_empty() { "" } else { "?" };
         let mut built = HttpRequest::builder()
             .method(request.method)
-            .uri(format!("{}{path}", self.base))
+            .uri(format!("{}{path}{mark}{}", self.base, request.query))
             .header("authorization", authorization);
         for (name, value) in headers.iter().filter(|(name, _)| *name != "host") {
             built = built.header(*name, value);
         }
-        built
-            .body(request.body)
-            .map_err(|error| self.unreachable(error.to_string()))
+        Ok(built)
+    }
+
+    /// A URL that lets whoever has it make one request.
+    pub(crate) fn presigned(&self, method: &str, path: &str, expires: Duration) -> String {
+        let path = format!("{}{path}", self.prefix);
+        let time = timestamp(SystemTime::now());
+        let scope = Scope {
+            region: &self.config.region,
+            service: self.service.id(),
+            time: &time,
+        };
+        let query = presigned(
+            method,
+            &self.host,
+            &path,
+            expires,
+            &scope,
+            &self.config.credentials,
+        );
+        format!("{}{path}?{query}", self.base)
     }
 
     fn lost(&self, error: &ureq::Error) -> Failure {
@@ -219,7 +360,8 @@ impl Client {
 }
 
 /// A random number. The seeds of the standard library's hash tables are random.
-pub(crate) fn random() -> u64 {
+#[must_use]
+pub fn random() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
@@ -352,6 +494,29 @@ mod tests {
         // Entities that grow are not expanded.
         let bomb = b"<!DOCTYPE x [<!ENTITY a \"aa\">]><x><Code>&a;</Code></x>";
         assert_eq!(refusal(400, &none, bomb).0, "HTTP 400");
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_sent_until_somebody_stops_it() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, b"0123456789").unwrap();
+        let part = |goes_on| Body::Part {
+            file: &file,
+            start: 2,
+            len: 5,
+            goes_on,
+        };
+        let mut text = String::new();
+        Reading::of(part(&|_| true))
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "23456");
+        assert_eq!(
+            part(&|_| true).digest().unwrap(),
+            Body::Bytes(b"23456").digest().unwrap()
+        );
+        let mut stopped = Reading::of(part(&|_| false));
+        assert!(stopped.read(&mut [0]).is_err() && stopped.is_stopped);
     }
 
     #[test]

@@ -40,20 +40,38 @@ pub struct Instance {
     pub id: String,
     /// `pending`, `running`, `shutting-down`, `terminated` …
     pub state: String,
-    /// Why it is in that state, when the cloud says so.
-    pub reason: Option<String>,
+    /// Why it is in that state, when the cloud says so: a code, such as `Client.UserInitiatedShutdown`, and a text.
+    pub reason: Option<(String, String)>,
     /// When it was started, as the cloud writes it (ISO 8601).
     pub started: String,
     /// Names and values.
     pub tags: Vec<(String, String)>,
 }
 
+impl Instance {
+    /// Whether it has ended, or does so.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(
+            &self.state[..],
+            "terminated" | "shutting-down" | "stopping" | "stopped"
+        )
+    }
+
+    /// The value of a tag.
+    #[must_use]
+    pub fn tag(&self, key: &str) -> Option<&str> {
+        let found = self.tags.iter().find(|(name, _)| name == key);
+        found.map(|(_, value)| &value[..])
+    }
+}
+
 impl NewInstance<'_> {
-    /// What is asked of RunInstances.
+    /// What is asked of RunInstances: names and values.
     ///
     /// # Errors
     /// The user-data is too long, or the token is none.
-    fn parameters(&self) -> Result<Vec<(String, String)>> {
+    pub fn parameters(&self) -> Result<Vec<(String, String)>> {
         if self.user_data.len() > MOST_USER_DATA {
             let what = format!("user-data of {} bytes is too long", self.user_data.len());
             return Err(settings(
@@ -170,7 +188,10 @@ impl Ec2 {
 
 fn instance(item: Node<'_, '_>) -> Instance {
     let state = child(item, "instanceState").and_then(|state| text(state, "name"));
-    let reason = child(item, "stateReason").and_then(|reason| text(reason, "message"));
+    let reason = child(item, "stateReason").map(|reason| {
+        let field = |name: &str| text(reason, name).unwrap_or_default();
+        (field("code"), field("message"))
+    });
     let tags = child(item, "tagSet");
     let tags = tags.into_iter().flat_map(|set| set.children());
     let tags = tags.filter(Node::is_element).map(|tag| {
@@ -180,9 +201,7 @@ fn instance(item: Node<'_, '_>) -> Instance {
     Instance {
         id: text(item, "instanceId").unwrap_or_default(),
         state: state.unwrap_or_default(),
-        reason: reason
-            .or_else(|| text(item, "reason"))
-            .filter(|text| !text.is_empty()),
+        reason,
         started: text(item, "launchTime").unwrap_or_default(),
         tags: tags.collect(),
     }
@@ -245,7 +264,12 @@ mod tests {
         let document = Document::parse(text).unwrap();
         let found = instance(document.root_element());
         assert_eq!((&found.id[..], &found.state[..]), ("i-1", "terminated"));
-        assert_eq!(found.reason.as_deref(), Some("Spot"));
+        assert_eq!(
+            found.reason,
+            Some((String::from("x"), String::from("Spot")))
+        );
+        assert!(found.has_ended());
+        assert_eq!(found.tag("k"), Some("v"));
         assert_eq!(found.tags, [(String::from("k"), String::from("v"))]);
     }
 }

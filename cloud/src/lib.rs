@@ -1,5 +1,5 @@
-//! Clouds with the interfaces of EC2 and EBS: who we are to them, how they are asked, and how an image
-//! becomes one of theirs.
+//! Clouds with the interfaces of EC2, EBS and S3: who we are to them, how they are asked, and how an image
+//! becomes one of theirs, machines and objects.
 //!
 //! Blocking, one request after another on each thread. No error, log or `Debug` text holds a secret.
 
@@ -12,6 +12,7 @@ mod http;
 mod instances;
 mod profile;
 pub mod publish;
+mod s3;
 mod sign;
 
 pub use config::{Config, Environment, Service};
@@ -19,4 +20,7 @@ pub use credentials::Credentials;
 pub use ebs::{Ebs, BLOCK};
 pub use ec2::{CloudImage, Ec2, NewImage, Snapshot};
 pub use error::{Error, Result};
+pub use http::random;
 pub use instances::{Instance, NewInstance, MOST_USER_DATA};
+pub use s3::{Object, LONGEST_VALIDITY, MOST_READ, S3};
+pub use sign::iso_time;

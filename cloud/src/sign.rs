@@ -1,10 +1,10 @@
-//! Signature version 4 of the AWS General Reference, in headers.
+//! Signature version 4 of the AWS General Reference, in headers and in URLs.
 //!
 //! By ourselves: the library for it needs a newer compiler than ours in the versions that are
 //! maintained, and brings an asynchronous runtime in the others (ADR 13).
 
 use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
@@ -14,11 +14,15 @@ use crate::Credentials;
 /// What stands for the digest of a body that is not signed.
 pub(crate) const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
+const ALGORITHM: &str = "AWS4-HMAC-SHA256";
+
 /// A request as it is signed.
 pub(crate) struct Signed<'a> {
     pub(crate) method: &'a str,
     /// As it is sent: percent-encoded, or of characters that need no encoding.
     pub(crate) path: &'a str,
+    /// As it is sent: see [`query`].
+    pub(crate) query: &'a str,
     /// Every header that is signed, with names in lower case; `host` and `x-amz-date` among them.
     pub(crate) headers: &'a [(&'a str, String)],
     /// SHA-256 of the body in hexadecimal, or [`UNSIGNED`].
@@ -33,36 +37,119 @@ pub(crate) struct Scope<'a> {
     pub(crate) time: &'a str,
 }
 
+impl Scope<'_> {
+    fn place(&self) -> String {
+        let date = &self.time[..8];
+        format!("{date}/{}/{}/aws4_request", self.region, self.service)
+    }
+}
+
 /// The value of the header `Authorization`.
 pub(crate) fn authorization(
     request: &Signed<'_>,
     scope: &Scope<'_>,
     credentials: &Credentials,
 ) -> String {
+    format!(
+        "{ALGORITHM} Credential={}/{}, SignedHeaders={}, Signature={}",
+        credentials.id,
+        scope.place(),
+        names(request.headers),
+        signature(request, scope, credentials)
+    )
+}
+
+/// The query of a URL that lets whoever has it make one request to `host`, for a time of up to a week.
+pub(crate) fn presigned(
+    method: &str,
+    host: &str,
+    path: &str,
+    expires: Duration,
+    scope: &Scope<'_>,
+    credentials: &Credentials,
+) -> String {
+    let owner = format!("{}/{}", credentials.id, scope.place());
+    let seconds = expires.as_secs().to_string();
+    let mut pairs = vec![
+        ("X-Amz-Algorithm", ALGORITHM),
+        ("X-Amz-Credential", &owner),
+        ("X-Amz-Date", scope.time),
+        ("X-Amz-Expires", &seconds),
+        ("X-Amz-SignedHeaders", "host"),
+    ];
+    if let Some(token) = &credentials.token {
+        pairs.push(("X-Amz-Security-Token", token));
+    }
+    let query = query(&pairs);
+    let signed = Signed {
+        method,
+        path,
+        query: &query,
+        headers: &[("host", host.to_owned())],
+        payload: UNSIGNED,
+    };
+    let signature = signature(&signed, scope, credentials);
+    format!("{query}&X-Amz-Signature={signature}")
+}
+
+/// The query of a URL as it is sent and signed: encoded, in order.
+pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
+    let encoded = |(name, value): &(&str, &str)| (encode(name), encode(value));
+    let mut pairs: Vec<_> = pairs.iter().map(encoded).collect();
+    pairs.sort();
+    let pairs = pairs
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"));
+    pairs.collect::<Vec<_>>().join("&")
+}
+
+/// Percent-encodes everything but unreserved characters (RFC 3986).
+pub(crate) fn encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(byte.into());
+            }
+            other => {
+                let _ = write!(encoded, "%{other:02X}");
+            }
+        }
+    }
+    encoded
+}
+
+/// Names of headers, as they are signed.
+fn names(headers: &[(&str, String)]) -> String {
+    let mut names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    names.join(";")
+}
+
+fn signature(request: &Signed<'_>, scope: &Scope<'_>, credentials: &Credentials) -> String {
     let mut headers: Vec<_> = request.headers.iter().collect();
     headers.sort();
-    let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
-    let names = names.join(";");
     let lines: String = headers.iter().fold(String::new(), |mut text, header| {
         let _ = writeln!(text, "{}:{}", header.0, header.1.trim());
         text
     });
-    let (method, path, payload) = (request.method, request.path, request.payload);
-    let canonical = format!("{method}\n{path}\n\n{lines}\n{names}\n{payload}");
-    let date = &scope.time[..8];
-    let place = format!("{date}/{}/{}/aws4_request", scope.region, scope.service);
+    let (method, path, query) = (request.method, request.path, request.query);
+    let (names, payload) = (names(request.headers), request.payload);
+    let canonical = format!("{method}\n{path}\n{query}\n{lines}\n{names}\n{payload}");
     let digest = hex(&Sha256::digest(canonical));
-    let text = format!("AWS4-HMAC-SHA256\n{}\n{place}\n{digest}", scope.time);
+    let text = format!("{ALGORITHM}\n{}\n{}\n{digest}", scope.time, scope.place());
     let first = format!("AWS4{}", credentials.secret);
-    let words = [date, scope.region, scope.service, "aws4_request", &text];
+    let words = [
+        &scope.time[..8],
+        scope.region,
+        scope.service,
+        "aws4_request",
+        &text,
+    ];
     let signature = words
         .iter()
         .fold(first.into_bytes(), |key, word| keyed(&key, word.as_bytes()));
-    format!(
-        "AWS4-HMAC-SHA256 Credential={}/{place}, SignedHeaders={names}, Signature={}",
-        credentials.id,
-        hex(&signature)
-    )
+    hex(&signature)
 }
 
 fn keyed(key: &[u8], text: &[u8]) -> Vec<u8> {
@@ -96,6 +183,22 @@ pub(crate) fn timestamp(time: SystemTime) -> String {
     let year = year + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
+}
+
+/// The time as `2026-11-23T04:15:00Z`: two of them compare as their texts do.
+#[must_use]
+pub fn iso_time(time: SystemTime) -> String {
+    let text = timestamp(time);
+    let part = |from: usize, to: usize| text.get(from..to).unwrap_or_default();
+    format!(
+        "{}-{}-{}T{}:{}:{}Z",
+        part(0, 4),
+        part(4, 6),
+        part(6, 8),
+        part(9, 11),
+        part(11, 13),
+        part(13, 15)
+    )
 }
 
 #[cfg(test)]
@@ -146,6 +249,7 @@ mod tests {
             let request = Signed {
                 method,
                 path: "/",
+                query: "",
                 headers,
                 payload: &hex(&Sha256::digest(body)),
             };
@@ -154,6 +258,69 @@ mod tests {
             assert_eq!(found, signature, "{method} {body}");
             assert!(!header.contains(secret));
         }
+    }
+
+    const S3_KEY: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+    const S3: Scope<'_> = Scope {
+        region: "us-east-1",
+        service: "s3",
+        time: "20130524T000000Z",
+    };
+    const S3_HOST: &str = "examplebucket.s3.amazonaws.com";
+
+    /// The examples of S3's reference.
+    #[test]
+    fn requests_with_a_query_are_signed() {
+        let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", S3_KEY, None).unwrap();
+        let empty = hex(&Sha256::digest(""));
+        let common = [
+            ("host", S3_HOST.to_owned()),
+            ("x-amz-content-sha256", empty.clone()),
+            ("x-amz-date", S3.time.to_owned()),
+        ];
+        let range = [&common[..], &[("range", String::from("bytes=0-9"))]].concat();
+        for (path, query, headers, expected) in [
+            (
+                "/test.txt",
+                String::new(),
+                &range[..],
+                "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+            ),
+            (
+                "/",
+                query(&[("prefix", "J"), ("max-keys", "2")]),
+                &common[..],
+                "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7",
+            ),
+        ] {
+            let request = Signed {
+                method: "GET",
+                path,
+                query: &query,
+                headers,
+                payload: &empty,
+            };
+            assert_eq!(signature(&request, &S3, &credentials), expected, "{path}");
+        }
+    }
+
+    /// The example of S3's reference.
+    #[test]
+    fn urls_are_signed() {
+        let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", S3_KEY, None).unwrap();
+        let day = Duration::from_secs(86400);
+        let query = presigned("GET", S3_HOST, "/test.txt", day, &S3, &credentials);
+        assert_eq!(
+            query,
+            "X-Amz-Algorithm=AWS4-HMAC-SHA256\
+             &X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request\
+             &X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host\
+             &X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
+        );
+        let token = Credentials::new("A", "hidden", Some("t/k")).unwrap();
+        let query = presigned("PUT", S3_HOST, "/x", day, &S3, &token);
+        assert!(query.contains("&X-Amz-Security-Token=t%2Fk&"), "{query}");
+        assert!(!query.contains("hidden"));
     }
 
     #[test]
@@ -167,6 +334,8 @@ mod tests {
         ] {
             let time = UNIX_EPOCH + Duration::from_secs(seconds);
             assert_eq!(timestamp(time), text);
+            let plain = iso_time(time).replace(['-', ':'], "");
+            assert_eq!(plain, text);
         }
     }
 }
