@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use apppot_backends::spec::{Containment, Network, Seccomp};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cloud::{CloudCommand, Ec2Args};
 use crate::config::Word;
 use crate::image::ImageCommand;
 use crate::units::{Cpus, Duration, Size};
@@ -53,6 +54,9 @@ pub(crate) enum Command {
     /// Record what is in an appliance, and carry changes from one copy to another
     #[command(subcommand)]
     Snap(SnapCommand),
+    /// Jobs in a cloud: what runs, what has ended, and their output and results
+    #[command(subcommand)]
+    Cloud(CloudCommand),
     /// Check what this machine offers, and say what to do where it lacks something
     Doctor,
     /// Show the effective configuration and where each value comes from
@@ -201,7 +205,7 @@ impl From<Boot> for apppot_contract::Boot {
 /// Options of the commands that start a machine.
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
-    /// The appliance: an image (a path, or a name in the store), a root directory, or 'host' for this host's own root, read-only
+    /// The appliance: an image (a path, a name in the store, or ami-… of EC2), a root directory, or 'host' for this host's own root, read-only
     #[arg(short, long, value_name = "PATH", help_heading = "Appliance")]
     pub(crate) image: Option<PathBuf>,
     /// Keep writes to the image in this copy-on-write file, or 'memory' (default: they vanish)
@@ -217,7 +221,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, requires = "changes", help_heading = "Appliance")]
     pub(crate) changes_any_base: bool,
 
-    /// The hypervisor: uml, qemu, libvirt (where this build has it), or auto
+    /// The hypervisor: uml, qemu, libvirt (where this build has it), ec2 (a cloud), or auto
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub(crate) backend: Option<String>,
     /// libvirt's daemon (default: LIBVIRT_DEFAULT_URI, else qemu:///session)
@@ -335,4 +339,6 @@ pub(crate) struct MachineArgs {
     /// Print what would be started, and start nothing
     #[arg(long, help_heading = "Job")]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) ec2: Ec2Args,
 }

@@ -3,6 +3,7 @@
 mod batch;
 mod caller;
 mod cli;
+mod cloud;
 mod config;
 mod doctor;
 mod failure;
@@ -56,6 +57,7 @@ fn dispatch(command: Command, general: &General) -> Result<u8> {
         Command::Shell(args) => run::run(&args.machine, Workload::Shell, general),
         Command::Image(command) => image::run(&command, general),
         Command::Snap(command) => snap::run(&command, general),
+        Command::Cloud(command) => cloud::command(&command, general),
         Command::Doctor => Ok(doctor::run(&here()?, general.json)),
         Command::Config => show_config(general.json),
         Command::Completions { shell } => {

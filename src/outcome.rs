@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use apppot_backends::{Facts, MachineEnd};
+use apppot_backends::MachineEnd;
 use apppot_contract::{Outcome, Report};
 use serde_json::json;
 
@@ -54,7 +54,7 @@ pub(crate) struct Lost {
 const NO_REPORT: &str = "the machine ended without reporting how the command ended";
 
 impl Lost {
-    fn new(reason: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
         Lost {
             what: NO_REPORT,
             reason: reason.into(),
@@ -215,7 +215,7 @@ impl Ending {
 /// Everything about a run, for `--report` and `--json`.
 pub(crate) fn report(
     id: &str,
-    facts: &Facts,
+    facts: &impl serde::Serialize,
     ending: &Ending,
     boot: Option<Duration>,
     total: Duration,

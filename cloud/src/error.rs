@@ -107,8 +107,7 @@ impl Error {
         Some(match self {
             Error::Settings { hint, .. } => hint.clone(),
             Error::Unreachable { .. } => String::from(
-                "check the network, the region, and AWS_ENDPOINT_URL if it is set; what was done is kept, \
-                 so the same command goes on later",
+                "check the network, the region, and AWS_ENDPOINT_URL if it is set; then give the same command again",
             ),
             Error::Refused {
                 service,
@@ -174,8 +173,7 @@ fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
         limit if limit.ends_with("LimitExceeded") && limit != "RequestLimitExceeded" => {
             quota(service)
         }
-        "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "SpotMaxPriceTooLow"
-        | "InsufficientCapacityOnHost" => String::from(
+        full if is_capacity(full) => String::from(
             "the cloud has no such machine free now: take another type or subnet, a machine that is not spot, or try later",
         ),
         "Unsupported" | "UnsupportedOperation" => {
@@ -188,6 +186,18 @@ fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
 
 fn quota(service: &str) -> String {
     format!("a quota of the account is used up: free what is not needed, or ask for a higher quota of {service}")
+}
+
+/// Whether there is no machine free: that may last.
+pub(crate) fn is_capacity(code: &str) -> bool {
+    matches!(
+        code,
+        "InsufficientInstanceCapacity"
+            | "InsufficientHostCapacity"
+            | "InsufficientCapacityOnHost"
+            | "InsufficientCapacity"
+            | "SpotMaxPriceTooLow"
+    )
 }
 
 /// Whether the service has failed.

@@ -14,7 +14,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, SendBody};
 
 use crate::config::{settings, Config};
-use crate::error::is_throttling;
+use crate::error::{is_capacity, is_throttling};
 use crate::sign::{authorization, hex, presigned, timestamp, Scope, Signed, UNSIGNED};
 use crate::{Error, Result, Service};
 
@@ -234,7 +234,11 @@ impl Client {
             return Ok(Answer { headers, body });
         }
         let (code, message) = refusal(status, &headers, &body);
-        let passes = status >= 500 || status == 429 || is_throttling(&code);
+        let passes = match status {
+            // Of a kind that the cloud counts among its own troubles.
+            500.. => !is_capacity(&code),
+            _ => status == 429 || is_throttling(&code),
+        };
         let error = Error::Refused {
             service: self.service.name(),
             operation: request.operation.to_owned(),

@@ -49,13 +49,10 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Whether it has ended, or does so.
+    /// Whether nothing runs in it any more.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        matches!(
-            &self.state[..],
-            "terminated" | "shutting-down" | "stopping" | "stopped"
-        )
+        matches!(&self.state[..], "terminated" | "stopped")
     }
 
     /// The value of a tag.

@@ -136,6 +136,11 @@ mod tests {
             ("APPPOT_TIME_LIMIT", "2h", "time-limit"),
             ("APPPOT_GRACE", "3s", "grace"),
             ("APPPOT_CHANNEL", "link", "channel"),
+            ("APPPOT_EC2_BUCKET", "b", "ec2-bucket"),
+            ("APPPOT_EC2_TYPE", "t", "ec2-type"),
+            ("APPPOT_EC2_SUBNET", "s", "ec2-subnet"),
+            ("APPPOT_EC2_KEY", "k", "ec2-key"),
+            ("APPPOT_EC2_SPOT", "true", "ec2-spot"),
         ] {
             let read = table::VARIABLES.iter().find(|(other, _)| *other == name);
             let values = read.unwrap().1(text).unwrap();

@@ -97,6 +97,13 @@ keys! {
     time_limit "time-limit": Duration => Option<Duration> = None, "(none)", ["APPPOT_TIME_LIMIT"];
     grace "grace": Duration => Duration = GRACE, "", ["APPPOT_GRACE"];
     channel "channel": String => String = String::from("auto"), "", ["APPPOT_CHANNEL"];
+    /// EC2: the bucket that jobs and their launchers meet in.
+    ec2_bucket "ec2-bucket": String => Option<String> = None, "(none)", ["APPPOT_EC2_BUCKET"];
+    ec2_type "ec2-type": String => Option<String> = None, "(by memory and cpus)", ["APPPOT_EC2_TYPE"];
+    ec2_subnet "ec2-subnet": String => Option<String> = None, "(the account's default)", ["APPPOT_EC2_SUBNET"];
+    ec2_groups "ec2-groups": Vec<String> => Vec<String> = Vec::new(), "(the network's default)", [];
+    ec2_key "ec2-key": String => Option<String> = None, "(none)", ["APPPOT_EC2_KEY"];
+    ec2_spot "ec2-spot": bool => bool = false, "", ["APPPOT_EC2_SPOT"];
     /// Further directories, as `--bind` takes them.
     bind "bind": Vec<String> => Vec<String> = Vec::new(), "", [];
     /// Variables of the job's environment.

@@ -17,10 +17,14 @@ use apppot_backends::Hypervisor;
 use apppot_contract::{Channel, Stdin, Workload, CHANNELS};
 use apppot_snapshot::transfer::Limits;
 
-pub(crate) use self::specification::AGENT;
+pub(crate) use self::shares::shares;
+pub(crate) use self::show::conclude;
+pub(crate) use self::specification::{check_id, contract, AGENT, DEFAULT_MEMORY};
 use self::specification::{options, specify};
+pub(crate) use self::streams::is_null;
 use crate::caller::JobDirectory;
 use crate::cli::{Boot, General, MachineArgs};
+use crate::cloud;
 use crate::config::Config;
 use crate::failure::hinted;
 use crate::outcome;
@@ -35,6 +39,10 @@ pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> 
     let started = Instant::now();
     let jobdir = JobDirectory::find(args.workdir.as_deref())?;
     let config = Config::load(options(args), &jobdir.real)?;
+    if config.backend.value == cloud::BACKEND {
+        return cloud::run(args, config, &jobdir, workload, started, general);
+    }
+    cloud::refuse_elsewhere(args)?;
     let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
     let mut spec = specify(
         args,
@@ -144,6 +152,14 @@ fn wishes(args: &MachineArgs, config: &Config, general: &General) -> Result<Wish
     };
     Ok(Wishes {
         channel,
+        ..asked(args, general)
+    })
+}
+
+/// What the options say of the job's files.
+pub(crate) fn asked(args: &MachineArgs, general: &General) -> Wishes {
+    Wishes {
+        channel: None,
         input: args.input.clone(),
         output: args.output.clone(),
         limits: Limits {
@@ -152,7 +168,7 @@ fn wishes(args: &MachineArgs, config: &Config, general: &General) -> Result<Wish
         },
         sync_deletes: args.sync_deletes,
         shown: !general.quiet,
-    })
+    }
 }
 
 /// Starts the machine and stays with it until it has ended.
@@ -192,7 +208,7 @@ fn serve(
         show::describe(machine.as_ref(), spec, &format!("{channel}{why}"));
     }
     let ended = session::serve(machine.as_mut(), signals, terms)?;
-    show::conclude(args, general, spec, machine.as_ref(), &ended)
+    show::conclude(args, general, &spec.contract.id, machine.facts(), &ended)
 }
 
 /// How the host's side of the link deals with this machine.
@@ -244,13 +260,17 @@ fn select(name: &str, kernel: Option<&Path>) -> Result<Box<dyn Hypervisor>> {
     }
     match backends.iter().position(|backend| backend.name() == name) {
         Some(index) => Ok(backends.swap_remove(index)),
+        None if name == cloud::BACKEND => Err(hinted(
+            "machines of EC2 run images that were published, and change none of this host's",
+            "choose another backend for this: APPPOT_BACKEND=auto",
+        )),
         None if apppot_backends::left_out().contains(&name) => Err(hinted(
             format!("this build of apppot has no backend '{name}'"),
             "a static file cannot have it; 'make install' builds apppot with it",
         )),
         None => Err(hinted(
             format!("there is no backend '{name}'"),
-            format!("backends of this build: {names}, auto"),
+            format!("backends of this build: {names}, ec2, auto"),
         )),
     }
 }

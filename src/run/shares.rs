@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::failure::hinted;
 
 /// The job directory and the binds, and where the guest sees the job directory.
-pub(super) fn shares(
+pub(crate) fn shares(
     args: &MachineArgs,
     config: &Config,
     jobdir: &JobDirectory,

@@ -1,5 +1,7 @@
 //! What is told of a machine: before (`--dry-run`), at its start (`-v`), at its end.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use apppot_backends::spec::MachineSpec;
 use apppot_backends::{Hypervisor, Machine};
@@ -87,32 +89,30 @@ pub(super) fn describe(machine: &dyn Machine, spec: &MachineSpec, channel: &str)
 }
 
 /// Reports how it ended.
-pub(super) fn conclude(
+pub(crate) fn conclude(
     args: &MachineArgs,
     general: &General,
-    spec: &MachineSpec,
-    machine: &dyn Machine,
+    id: &str,
+    facts: &impl serde::Serialize,
     ended: &Ended,
 ) -> Result<u8> {
     let ending = &ended.ending;
     if general.verbose > 0 {
-        let boot = ended.boot.map_or(0.0, |boot| boot.as_secs_f64() * 1e3);
-        let total = ended.total.as_secs_f64() * 1e3;
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        let boot = ended
+            .boot
+            .map(|boot| format!("{:.0} ms to the agent, ", millis(boot)));
         say(&format!(
-            "  time:        {boot:.0} ms to the agent, {total:.0} ms in all"
+            "  time:        {}{:.0} ms in all",
+            boot.unwrap_or_default(),
+            millis(ended.total)
         ));
     }
     if let Some(error) = ending.error() {
         crate::failure::print(&error, general.json);
     }
     if general.json || args.report.is_some() {
-        let report = outcome::report(
-            &spec.contract.id,
-            machine.facts(),
-            ending,
-            ended.boot,
-            ended.total,
-        );
+        let report = outcome::report(id, facts, ending, ended.boot, ended.total);
         if general.json {
             say(&format!("{report}"));
         }

@@ -28,7 +28,7 @@ use crate::units::Size;
 pub(crate) const AGENT: &[u8] = include_bytes!(env!("APPPOT_AGENT"));
 
 /// Memory of a machine when nobody says how much.
-const DEFAULT_MEMORY: u64 = 2 << 30;
+pub(crate) const DEFAULT_MEMORY: u64 = 2 << 30;
 
 /// What the options say, as the strongest layer of the configuration.
 pub(super) fn options(args: &MachineArgs) -> Values {
@@ -45,6 +45,12 @@ pub(super) fn options(args: &MachineArgs) -> Values {
         time_limit: args.time_limit,
         grace: args.grace,
         channel: args.channel.clone(),
+        ec2_bucket: args.ec2.ec2_bucket.clone(),
+        ec2_type: args.ec2.ec2_type.clone(),
+        ec2_subnet: args.ec2.ec2_subnet.clone(),
+        ec2_groups: Some(args.ec2.ec2_group.clone()).filter(|groups| !groups.is_empty()),
+        ec2_key: args.ec2.ec2_key.clone(),
+        ec2_spot: args.ec2.ec2_spot.then_some(true),
         ..Values::default()
     }
 }
@@ -151,7 +157,7 @@ fn environment(config: &Config, backend: &dyn Hypervisor) -> Vec<(&'static str, 
 }
 
 /// What the agent is told, but for the guest's half of what the backend provides.
-fn contract(
+pub(crate) fn contract(
     args: &MachineArgs,
     config: &Config,
     jobdir: PathBuf,
@@ -253,11 +259,12 @@ fn open_image(path: &Path) -> Result<Image> {
         Some("host") => Path::new("/").to_owned(),
         _ => store::resolve(path),
     };
+    let there_is_none = |hint| hinted(format!("there is no image file '{}'", path.display()), hint);
     Image::open(&path).map_err(|error| match is_reference(&path) {
-        true => hinted(
-            format!("there is no image file '{}'", path.display()),
-            "make an image of it first: apppot image import docker://NAME IMAGE",
-        ),
+        true => there_is_none("make an image of it first: apppot image import docker://NAME IMAGE"),
+        false if crate::cloud::is_image(&path) && !path.exists() => {
+            there_is_none("images of a cloud start there: --backend ec2")
+        }
         false => error.into(),
     })
 }
@@ -272,7 +279,7 @@ fn is_reference(path: &Path) -> bool {
     !path.exists() && !path.is_absolute() && tagged()
 }
 
-fn check_id(id: &str) -> Result<String> {
+pub(crate) fn check_id(id: &str) -> Result<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if id.is_empty() || id.len() > 64 || !id.chars().all(allowed) {
         return Err(hinted(

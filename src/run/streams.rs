@@ -31,7 +31,7 @@ pub(super) fn streams(args: &MachineArgs) -> (Stdin, Option<Terminal>) {
 }
 
 /// Whether standard input is `/dev/null`; that is also what a closed one becomes.
-fn is_null() -> bool {
+pub(crate) fn is_null() -> bool {
     const NULL: (u64, u64) = (1, 3);
     nix::sys::stat::fstat(std::io::stdin()).is_ok_and(|stat| {
         let device = (

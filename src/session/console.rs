@@ -68,14 +68,19 @@ impl Console {
     /// The lines that matter, made printable: a panic with what follows, else the last ones.
     pub(crate) fn tail(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.kept.iter().copied().collect();
-        let text = printable(&bytes);
-        let lines: Vec<&str> = text
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        let panic = lines.iter().position(|line| line.contains("Kernel panic"));
-        let first = panic.unwrap_or(lines.len().saturating_sub(SHOWN));
-        let shown = lines[first..].iter().take(SHOWN);
-        shown.map(|&line| line.to_owned()).collect()
+        tail(&bytes)
     }
+}
+
+/// The lines of a console that matter, as in [`Console::tail`].
+pub(crate) fn tail(bytes: &[u8]) -> Vec<String> {
+    let text = printable(bytes);
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+    let first = panic.unwrap_or(lines.len().saturating_sub(SHOWN));
+    let shown = lines[first..].iter().take(SHOWN);
+    shown.map(|&line| line.to_owned()).collect()
 }

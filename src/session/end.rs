@@ -202,6 +202,6 @@ impl Session<'_> {
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// Whether a signal asks for the end.
-fn ends_the_job(signal: i32) -> bool {
+pub(crate) fn ends_the_job(signal: i32) -> bool {
     !matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGWINCH)
 }

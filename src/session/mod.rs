@@ -4,7 +4,7 @@
 //! else: threads write the command's output, read standard input and write to the link. What is
 //! on its way between them is bounded by the link's credit.
 
-mod console;
+pub(crate) mod console;
 mod end;
 mod feed;
 mod files;
@@ -28,6 +28,7 @@ use apppot_contract::Report;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use self::console::Console;
+pub(crate) use self::end::ends_the_job;
 use self::feed::{Feed, Returns};
 use self::files::Files;
 use self::output::Output;

@@ -102,32 +102,52 @@ impl Staging {
             return Ok(None);
         };
         let share = spec.shares.remove(at);
-        let read = |patterns: &[String], option: &str| {
-            Patterns::new(patterns).with_context(|| format!("{option} cannot be used"))
-        };
-        let input = read(&wishes.input, "--input")?;
-        let output = read(&wishes.output, "--output")?;
-        let listing = list(&share.host, true)
-            .with_context(|| format!("cannot read the job directory '{}'", share.host.display()))?;
         spec.contract.files = Some(Files {
             channel,
             target: share.guest,
             ring: None,
             results: wishes.output.clone(),
         });
-        let mut staging = Staging {
-            root: share.host,
-            id: spec.contract.id.clone(),
-            output,
-            sent: listing.narrowed(&input),
-            wishes,
-            disks: None,
-        };
+        let mut staging = Self::gather(share.host, &spec.contract.id, wishes)?;
         staging.check_fit(spec)?;
         if channel == Channel::Disk {
             staging.add_disks(spec, starts)?;
         }
         Ok(Some(staging))
+    }
+
+    /// What of the directory `root` travels, as it is now.
+    ///
+    /// # Errors
+    /// It cannot be read, or a pattern is none.
+    pub(crate) fn gather(root: PathBuf, id: &str, wishes: Wishes) -> Result<Self> {
+        let read = |patterns: &[String], option: &str| {
+            Patterns::new(patterns).with_context(|| format!("{option} cannot be used"))
+        };
+        let input = read(&wishes.input, "--input")?;
+        let output = read(&wishes.output, "--output")?;
+        let listing = list(&root, true)
+            .with_context(|| format!("cannot read the job directory '{}'", root.display()))?;
+        Ok(Staging {
+            root,
+            id: id.to_owned(),
+            output,
+            sent: listing.narrowed(&input),
+            wishes,
+            disks: None,
+        })
+    }
+
+    /// For results alone, of a job whose files nobody here knows: what is in `root` and differs is kept beside.
+    pub(crate) fn results_only(root: PathBuf, id: &str, wishes: Wishes) -> Result<Self> {
+        Ok(Staging {
+            root,
+            id: id.to_owned(),
+            output: Patterns::new(&wishes.output).context("--output cannot be used")?,
+            sent: Listing::default(),
+            wishes,
+            disks: None,
+        })
     }
 
     /// Files must fit where the guest keeps them, when that is its memory.

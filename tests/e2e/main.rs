@@ -28,6 +28,7 @@ mod concurrency;
 mod config;
 mod containment;
 mod doctor;
+mod ec2;
 mod ending;
 mod environment;
 mod files;

@@ -1,5 +1,6 @@
 //! What the tests share: where they run, how a run is put together, what it left.
 
+pub(crate) mod courier;
 pub(crate) mod daemon;
 mod job;
 pub(crate) mod moto;

@@ -1,0 +1,288 @@
+//! A job on a machine of a cloud, from its plan to its end.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use apppot_cloud::{Config as Cloud, Ec2, Instance};
+use apppot_contract::Workload;
+use serde_json::json;
+
+use super::objects::{self, Objects, DOCUMENT, RECORD};
+use super::plan::Plan;
+use super::watch::{Watch, Watched};
+use super::{show, BACKEND, JOB_TAG};
+use crate::caller::JobDirectory;
+use crate::cli::{General, MachineArgs};
+use crate::config::Config;
+use crate::failure::{hinted, print_out, warn};
+use crate::outcome::{check_report, Ending};
+use crate::progress::Progress;
+use crate::run;
+use crate::session::{console, ends_the_job, Ended, Signals};
+
+/// Runs `workload` on a machine of a cloud, and returns the exit status.
+///
+/// # Errors
+/// The machine cannot be started, or the cloud cannot be asked any more.
+pub(crate) fn run(
+    args: &MachineArgs,
+    config: Config,
+    jobdir: &JobDirectory,
+    workload: Workload,
+    started: Instant,
+    general: &General,
+) -> Result<u8> {
+    let plan = Plan::new(args, config, jobdir, workload, started, general)?;
+    let objects = Objects::new(&plan.cloud, &plan.bucket, &plan.id)?;
+    if args.dry_run {
+        return show::dry_run(&plan, &objects, general);
+    }
+    if let Some(path) = &args.report {
+        check_report(path)?;
+    }
+    show::warn_of_credentials(&plan);
+    let launch = Launch {
+        ec2: Ec2::new(&plan.cloud)?,
+        signals: RefCell::new(Signals::take().context("cannot receive signals")?),
+        asked: Cell::new(None),
+        plan: &plan,
+        objects: &objects,
+        general,
+    };
+    let cannot = || format!("cannot start a machine of '{}'", plan.image);
+    let ending = match launch.start().with_context(cannot)? {
+        Ok(instance) => {
+            if general.verbose > 0 {
+                show::describe(&plan, &objects, &instance);
+            }
+            if args.ec2.detach {
+                show_job(&plan, &instance, general);
+                return Ok(0);
+            }
+            let ending = launch.attend(&instance)?;
+            return conclude(args, general, &plan, Some(&instance.id), started, ending);
+        }
+        Err(ending) => ending,
+    };
+    conclude(args, general, &plan, None, started, ending)
+}
+
+fn conclude(
+    args: &MachineArgs,
+    general: &General,
+    plan: &Plan,
+    instance: Option<&str>,
+    started: Instant,
+    ending: Ending,
+) -> Result<u8> {
+    let facts = json!({
+        "backend": BACKEND,
+        "instance": instance,
+        "image": plan.image,
+        "type": plan.kind,
+        "region": plan.cloud.region,
+    });
+    let ended = Ended {
+        ending,
+        boot: None,
+        total: started.elapsed(),
+    };
+    run::conclude(args, general, &plan.id, &facts, &ended)
+}
+
+/// What is printed of a job that is left alone.
+fn show_job(plan: &Plan, instance: &Instance, general: &General) {
+    match general.json {
+        true => {
+            let value = json!({
+                "job": plan.id,
+                "instance": instance.id,
+                "bucket": plan.bucket,
+                "deadline": apppot_cloud::iso_time(plan.deadline),
+            });
+            print_out(&format!("{value:#}\n"));
+        }
+        false => print_out(&format!("{}\n", plan.id)),
+    }
+}
+
+struct Launch<'a> {
+    plan: &'a Plan,
+    objects: &'a Objects,
+    ec2: Ec2,
+    signals: RefCell<Signals>,
+    /// The signal that asked the launcher to end before there was a machine, or after it.
+    asked: Cell<Option<i32>>,
+    general: &'a General,
+}
+
+impl Launch<'_> {
+    /// Starts the machine, or says how it ended before there was one. Then nothing is left of it.
+    fn start(&self) -> Result<Result<Instance, Ending>> {
+        let taken = self.objects.list()?;
+        if !taken.is_empty() {
+            return Err(hinted(
+                format!("there is a job '{}' already", self.plan.id),
+                "give another --id, or none; or 'apppot cloud reap' the old one",
+            ));
+        }
+        let error = match self.upload_and_start() {
+            Ok(Some(instance)) => return Ok(Ok(instance)),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        self.undo();
+        match (self.asked.get(), error) {
+            (Some(signal), _) => Ok(Err(Ending::Stopped(signal))),
+            (None, None) => Ok(Err(Ending::TooLate)),
+            (None, Some(error)) => Err(error),
+        }
+    }
+
+    fn goes_on(&self) -> bool {
+        while let Some(signal) = self.signals.borrow_mut().next() {
+            if ends_the_job(signal) && self.asked.get().is_none() {
+                self.asked.set(Some(signal));
+            }
+        }
+        self.asked.get().is_none()
+    }
+
+    /// `None` when there is no time left, or somebody wants us to end.
+    fn upload_and_start(&self) -> Result<Option<Instance>> {
+        let (plan, objects) = (self.plan, self.objects);
+        let files = objects::pack(&plan.staging)?;
+        // Whoever writes takes their time, and ends us by the usual signals: see `spool`.
+        let stdin = match plan.reads_stdin {
+            true => Some(objects::spool(&|| self.goes_on())?),
+            false => None,
+        };
+        let total = [Some(&files), stdin.as_ref()].into_iter().flatten();
+        let total = total
+            .map(|file| file.metadata().map_or(0, |file| file.len()))
+            .sum();
+        let shown = !self.general.quiet && !self.general.json;
+        let progress = RefCell::new(Progress::start("sending to the cloud", total, shown));
+        let goes_on = |bytes: usize| {
+            progress.borrow_mut().add(bytes as u64);
+            self.goes_on()
+        };
+        let record = serde_json::to_vec(&plan.record())?;
+        objects.put(RECORD, &record)?;
+        let files = objects.upload("files", &files, &goes_on)?;
+        let stdin = stdin.map(|stdin| objects.upload("stdin", &stdin, &goes_on));
+        let stdin = stdin.transpose()?.unwrap_or(0);
+        progress.borrow().end();
+        let documents = plan.documents(objects, files, stdin)?;
+        objects.put(DOCUMENT, documents.contract.as_bytes())?;
+        if !self.goes_on() || SystemTime::now() >= plan.deadline {
+            return Ok(None);
+        }
+        let started = plan.with_request(&documents.user_data, |new| self.ec2.run(new))?;
+        Ok(Some(started))
+    }
+
+    /// Takes back what a launch that came to nothing has left. An answer that was lost may have been that of
+    /// a machine.
+    fn undo(&self) {
+        let machines = self.ec2.instances(&format!("tag:{JOB_TAG}"), &self.plan.id);
+        let ended = machines.and_then(|all| {
+            let ids: Vec<&str> = all.iter().map(|one| &one.id[..]).collect();
+            match ids.is_empty() {
+                true => Ok(()),
+                false => self.ec2.terminate(&ids),
+            }
+        });
+        for failure in [ended.err(), self.objects.delete().err()]
+            .into_iter()
+            .flatten()
+        {
+            warn(&format!(
+                "something may be left of the job ({failure}): see 'apppot cloud ls', and 'apppot cloud reap {}'",
+                self.plan.id
+            ));
+        }
+    }
+
+    /// Stays with the machine until it has ended, and leaves nothing of it.
+    fn attend(&self, instance: &Instance) -> Result<Ending> {
+        // Who asks again by themselves need not be patient.
+        let hasty = self.plan.cloud.with_attempts(3);
+        let watched = self.watch(&hasty, instance);
+        let gone = self.ec2.terminate(&[&instance.id]);
+        if let Err(error) = &gone {
+            warn(&format!(
+                "machine {} may run until {}: {error}",
+                instance.id,
+                apppot_cloud::iso_time(self.plan.deadline)
+            ));
+        }
+        let watched = watched.with_context(|| {
+            format!(
+                "machine {} cannot be watched any more; 'apppot cloud fetch {}' gets what it has stored",
+                instance.id, self.plan.id
+            )
+        })?;
+        let (mut ending, keeps) = self.take_results(watched.ending)?;
+        if let Ending::Lost(lost) = &mut ending {
+            // It is for the error text only.
+            lost.console = self
+                .ec2
+                .console(&instance.id)
+                .map_or(Vec::new(), |text| console::tail(&text));
+        }
+        for (what, reason) in watched.failures {
+            match ending.exit_status() {
+                0 => ending = Ending::Lost(crate::outcome::Lost::stream(what, &reason)),
+                _ => warn(&format!("{what}: {reason}")),
+            }
+        }
+        if keeps {
+            warn(&format!(
+                "results are still there: 'apppot cloud fetch {}' gets them",
+                self.plan.id
+            ));
+        } else if let Err(error) = self.objects.delete() {
+            warn(&format!("the job's objects are still there: {error}"));
+        }
+        Ok(ending)
+    }
+
+    fn watch(&self, hasty: &Cloud, instance: &Instance) -> Result<Watched> {
+        let objects = Objects::new(hasty, &self.plan.bucket, &self.plan.id)?;
+        let ec2 = Ec2::new(hasty)?;
+        let mut signals = self.signals.borrow_mut();
+        Watch::new(
+            self.plan,
+            &objects,
+            &ec2,
+            &instance.id,
+            &mut signals,
+            self.general,
+        )
+        .run()
+    }
+
+    /// Puts results into their places, as far as they are there. Whether they are to be kept in the cloud.
+    fn take_results(&self, ending: Ending) -> Result<(Ending, bool)> {
+        if !objects::has(&self.objects.list()?, "results") {
+            let missing = || String::from("the machine has stored none");
+            let ending = match ending.has_results() {
+                true => ending.without_results(missing()),
+                false => ending.without_any_results(),
+            };
+            return Ok((ending, false));
+        }
+        let goes_on = || self.goes_on();
+        let received = self.plan.staging.receive(self.objects.results(&goes_on)?);
+        if let Some(signal) = self.asked.get() {
+            return Ok((Ending::Stopped(signal), true));
+        }
+        let Some(failure) = received.failure else {
+            return Ok((ending, false));
+        };
+        let keeps = ending.has_results();
+        Ok((ending.without_results(failure), keeps))
+    }
+}

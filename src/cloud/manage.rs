@@ -1,0 +1,403 @@
+//! `apppot cloud`: jobs by their tags and objects, from any process on any host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use apppot_cloud::{iso_time, Config as Cloud, Ec2, Instance, S3};
+use apppot_contract::{Outcome, Report};
+use apppot_snapshot::transfer::Limits;
+use serde_json::{json, Value};
+
+use super::args::{Bucket, CloudCommand, Which};
+use super::objects::{self, Objects, Position, Record, REPORT, ROOT};
+use super::{BUCKET_TAG, DEADLINE_TAG, JOB_TAG};
+use crate::caller::JobDirectory;
+use crate::cli::General;
+use crate::failure::{hinted, print, print_out, say};
+use crate::outcome::Ending;
+use crate::run;
+use crate::staging::{Staging, Wishes};
+
+/// Between two looks.
+const POLL: Duration = Duration::from_secs(2);
+/// Looks at the machine, one in so many at its objects.
+const RARELY: u32 = 5;
+
+/// `apppot cloud`.
+///
+/// # Errors
+/// There is no such job, or the cloud cannot be asked.
+pub(crate) fn command(command: &CloudCommand, general: &General) -> Result<u8> {
+    match command {
+        CloudCommand::Ls(bucket) => Manager::new(bucket)?.list(general),
+        CloudCommand::Reap { jobs, bucket } => Manager::new(bucket)?.reap(jobs, general),
+        CloudCommand::Wait(which) => Manager::new(&which.bucket)?.find(which)?.wait(general),
+        CloudCommand::Logs { which, follow } => {
+            Manager::new(&which.bucket)?.find(which)?.logs(*follow)
+        }
+        CloudCommand::Fetch {
+            which,
+            workdir,
+            keep,
+        } => {
+            let jobdir = JobDirectory::find(workdir.as_deref())?;
+            let job = Manager::new(&which.bucket)?.find(which)?;
+            job.fetch(&jobdir, *keep, general)
+        }
+    }
+}
+
+struct Manager {
+    cloud: Cloud,
+    ec2: Ec2,
+    bucket: Option<String>,
+}
+
+/// A job of which something is there.
+struct Found {
+    ec2: Ec2,
+    id: String,
+    objects: Objects,
+}
+
+/// A line of the list.
+struct Row {
+    job: String,
+    state: String,
+    instance: Option<String>,
+    deadline: String,
+    started_by: String,
+    command: String,
+}
+
+impl Manager {
+    fn new(bucket: &Bucket) -> Result<Self> {
+        let cloud = super::configuration()?;
+        let bucket = match &bucket.name {
+            Some(name) => Some(name.clone()),
+            None => crate::here()?.ec2_bucket.value,
+        };
+        Ok(Manager {
+            ec2: Ec2::new(&cloud)?,
+            cloud,
+            bucket,
+        })
+    }
+
+    /// Every machine of ours that has not ended.
+    fn machines(&self) -> Result<Vec<Instance>> {
+        let mut all = self.ec2.instances("tag-key", JOB_TAG)?;
+        all.retain(|one| one.state != "terminated");
+        Ok(all)
+    }
+
+    fn machines_of(&self, job: &str) -> Result<Vec<Instance>> {
+        // It goes into filters, in which some characters have a meaning, and into names.
+        run::check_id(job)?;
+        Ok(self.ec2.instances(&format!("tag:{JOB_TAG}"), job)?)
+    }
+
+    fn objects(&self, job: &str, machines: &[Instance]) -> Result<Objects> {
+        let tagged = machines.iter().find_map(|one| one.tag(BUCKET_TAG));
+        let bucket = self.bucket.as_deref().or(tagged).ok_or_else(|| {
+            hinted(
+                format!("nobody knows where job '{job}' is stored"),
+                "name its bucket with --ec2-bucket, or as ec2-bucket in the configuration",
+            )
+        })?;
+        Objects::new(&self.cloud, bucket, job)
+    }
+
+    fn find(self, which: &Which) -> Result<Found> {
+        let machines = self.machines_of(&which.job)?;
+        let objects = self.objects(&which.job, &machines)?;
+        if objects.list()?.is_empty() {
+            return Err(hinted(
+                format!("there is no job '{}'", which.job),
+                "'apppot cloud ls' lists those that there are; what was fetched is deleted",
+            ));
+        }
+        Ok(Found {
+            ec2: self.ec2,
+            id: which.job.clone(),
+            objects,
+        })
+    }
+
+    fn list(&self, general: &General) -> Result<u8> {
+        let rows = self.rows()?;
+        if general.json {
+            let rows: Vec<Value> = rows.iter().map(Row::to_json).collect();
+            print_out(&format!("{:#}\n", Value::from(rows)));
+            return Ok(0);
+        }
+        let head = [
+            "JOB",
+            "STATE",
+            "MACHINE",
+            "ENDS BY",
+            "STARTED BY",
+            "COMMAND",
+        ]
+        .map(String::from);
+        let lines: Vec<[String; 6]> = rows.iter().map(Row::cells).collect();
+        let all: Vec<&[String; 6]> = std::iter::once(&head).chain(&lines).collect();
+        let width = |at: usize| all.iter().map(|cells| cells[at].chars().count()).max();
+        let widths: Vec<usize> = (0..head.len()).filter_map(width).collect();
+        for cells in all.iter().filter(|_| !lines.is_empty()) {
+            let cells = cells.iter().zip(&widths);
+            let line: String = cells
+                .map(|(cell, width)| format!("{cell:<width$}  "))
+                .collect();
+            print_out(&format!("{}\n", line.trim_end()));
+        }
+        Ok(0)
+    }
+
+    fn rows(&self) -> Result<Vec<Row>> {
+        let machines = self.machines()?;
+        let mut by_job: BTreeMap<String, Instance> = BTreeMap::new();
+        for machine in machines {
+            if let Some(job) = machine.tag(JOB_TAG).map(str::to_owned) {
+                by_job.insert(job, machine);
+            }
+        }
+        let mut stored = BTreeSet::new();
+        if let Some(bucket) = &self.bucket {
+            for object in S3::new(&self.cloud, bucket)?.list(ROOT)? {
+                let rest = object.key.strip_prefix(ROOT).unwrap_or_default();
+                stored.extend(rest.split_once('/').map(|(job, _)| job.to_owned()));
+            }
+        }
+        let jobs: BTreeSet<String> = by_job.keys().cloned().chain(stored).collect();
+        let mut rows = Vec::new();
+        for job in jobs.into_iter().filter(|job| run::check_id(job).is_ok()) {
+            rows.push(self.row(&job, by_job.get(&job))?);
+        }
+        Ok(rows)
+    }
+
+    fn row(&self, job: &str, machine: Option<&Instance>) -> Result<Row> {
+        let objects = self.objects(job, machine.map_or(&[], std::slice::from_ref))?;
+        let record = objects.record()?;
+        let report = objects.report()?;
+        let report = report.and_then(|text| Report::decode(&text).ok());
+        let state = match (&report, machine) {
+            (Some(report), _) => words(&report.outcome),
+            (None, Some(machine)) => machine.state.clone(),
+            (None, None) => String::from("lost"),
+        };
+        let of_record = |get: fn(&Record) -> String| record.as_ref().map(get);
+        let tag = |key: &str| machine.and_then(|one| one.tag(key)).map(str::to_owned);
+        let clean =
+            |text: String| crate::outcome::printable(text.as_bytes()).replace(['\n', '\t'], " ");
+        Ok(Row {
+            job: job.to_owned(),
+            state,
+            instance: machine.map(|one| one.id.clone()),
+            deadline: clean(
+                tag(DEADLINE_TAG)
+                    .or_else(|| of_record(|it| it.deadline.clone()))
+                    .unwrap_or_default(),
+            ),
+            started_by: clean(
+                tag("apppot:started-by")
+                    .or_else(|| of_record(|it| it.started_by.clone()))
+                    .unwrap_or_default(),
+            ),
+            command: clean(of_record(|it| it.command.join(" ")).unwrap_or_default()),
+        })
+    }
+
+    fn reap(&self, jobs: &[String], general: &General) -> Result<u8> {
+        let mut ended = Vec::new();
+        if jobs.is_empty() {
+            let now = iso_time(SystemTime::now());
+            for machine in self.machines()? {
+                // Times of that form compare as their texts do; another form is none of ours.
+                let is_past = |deadline: &str| deadline.len() == now.len() && deadline < &now[..];
+                if machine.tag(DEADLINE_TAG).is_some_and(is_past) {
+                    ended.push((
+                        machine.tag(JOB_TAG).unwrap_or_default().to_owned(),
+                        machine.id,
+                    ));
+                }
+            }
+        }
+        for job in jobs {
+            let machines = self.machines_of(job)?;
+            let objects = self.objects(job, &machines)?;
+            if machines.is_empty() && objects.list()?.is_empty() {
+                return Err(hinted(
+                    format!("there is no job '{job}'"),
+                    "'apppot cloud ls' lists those that there are",
+                ));
+            }
+            let running = machines.iter().filter(|one| one.state != "terminated");
+            let running: Vec<&str> = running.map(|one| &one.id[..]).collect();
+            if !running.is_empty() {
+                self.ec2.terminate(&running)?;
+            }
+            objects.delete()?;
+            print_reaped(job, running.first().copied(), general);
+        }
+        for (job, id) in ended {
+            self.ec2
+                .terminate(&[&id])
+                .with_context(|| format!("cannot end machine {id}"))?;
+            print_reaped(&job, Some(&id), general);
+        }
+        Ok(0)
+    }
+}
+
+fn print_reaped(job: &str, instance: Option<&str>, general: &General) {
+    match general.json {
+        true => print_out(&format!(
+            "{}\n",
+            json!({ "job": job, "instance": instance })
+        )),
+        false => print_out(&format!("{job}  {}\n", instance.unwrap_or("no machine"))),
+    }
+}
+
+impl Found {
+    /// Until there is a report, or can be none; `seen` is called with each look.
+    fn until_report(&self, seen: &mut dyn FnMut() -> Result<()>) -> Result<Ending> {
+        for look in 0u32.. {
+            let machine = match look % RARELY {
+                0 => self.machine()?,
+                _ => Some(()),
+            };
+            seen()?;
+            if let Some(text) = self.objects.report()? {
+                // What was stored before the report.
+                seen()?;
+                return Ok(Ending::Reported(
+                    Report::decode(&text).context("the job's report is none")?,
+                ));
+            }
+            if machine.is_none() {
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
+        let lost = crate::outcome::Lost::new("the machine ended without a report");
+        Ok(Ending::Lost(lost))
+    }
+
+    /// Whether the machine has not ended.
+    fn machine(&self) -> Result<Option<()>> {
+        let machines = self.ec2.instances(&format!("tag:{JOB_TAG}"), &self.id)?;
+        Ok(machines.iter().any(|one| !one.has_ended()).then_some(()))
+    }
+
+    fn wait(&self, general: &General) -> Result<u8> {
+        let ending = self.until_report(&mut || Ok(()))?;
+        if let Some(error) = ending.error() {
+            print(&error, general.json);
+        }
+        Ok(ending.exit_status())
+    }
+
+    fn logs(&self, follow: bool) -> Result<u8> {
+        let mut at = [Position::default(); 2];
+        let mut show = || {
+            for (which, stream) in ["stdout", "stderr"].into_iter().enumerate() {
+                while let Some(piece) = at[which].read(&self.objects, stream, 1 << 20)? {
+                    let written = match which {
+                        0 => std::io::stdout()
+                            .write_all(&piece)
+                            .and_then(|()| std::io::stdout().flush()),
+                        _ => std::io::stderr().write_all(&piece),
+                    };
+                    written.context("the job's output cannot be written")?;
+                }
+            }
+            Ok(())
+        };
+        match follow {
+            true => self.until_report(&mut show).map(drop)?,
+            false => show()?,
+        }
+        Ok(0)
+    }
+
+    fn fetch(&self, jobdir: &JobDirectory, keep: bool, general: &General) -> Result<u8> {
+        let sizes = self.objects.list()?;
+        if !sizes.contains_key(REPORT) && self.machine()?.is_some() {
+            return Err(hinted(
+                format!("job '{}' has not ended", self.id),
+                format!(
+                    "'apppot cloud wait {0}' waits for that; 'apppot cloud reap {0}' ends it",
+                    self.id
+                ),
+            ));
+        }
+        // Between the list and the machine's end it may have stored more.
+        let sizes = self.objects.list()?;
+        if objects::has(&sizes, "results") {
+            let wishes = Wishes {
+                channel: None,
+                input: Vec::new(),
+                output: Vec::new(),
+                limits: Limits {
+                    bytes: u64::MAX,
+                    entries: u64::MAX,
+                },
+                sync_deletes: false,
+                shown: !general.quiet,
+            };
+            let staging = Staging::results_only(jobdir.real.clone(), &self.id, wishes)?;
+            let received = staging.receive(self.objects.results(&|| true)?);
+            if let Some(failure) = received.failure.filter(|_| sizes.contains_key(REPORT)) {
+                return Err(hinted(failure, "they are still there: fetch them again")
+                    .context("not all of the job's results came back"));
+            }
+        } else if !general.quiet {
+            say("the job has left no results");
+        }
+        if !keep {
+            self.objects.delete()?;
+        }
+        Ok(0)
+    }
+}
+
+/// How a job ended, in a word or two.
+fn words(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Exited { status } => format!("exited {status}"),
+        Outcome::Signalled { signal } => format!("signalled {signal}"),
+        Outcome::TimedOut => String::from("timed out"),
+        Outcome::NotFound { .. } => String::from("not found"),
+        Outcome::NotExecutable { .. } => String::from("not executable"),
+        Outcome::Failed { .. } => String::from("failed"),
+    }
+}
+
+impl Row {
+    fn cells(&self) -> [String; 6] {
+        [
+            self.job.clone(),
+            self.state.clone(),
+            self.instance.clone().unwrap_or_else(|| String::from("-")),
+            self.deadline.clone(),
+            self.started_by.clone(),
+            self.command.clone(),
+        ]
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "job": self.job,
+            "state": self.state,
+            "instance": self.instance,
+            "ends-by": self.deadline,
+            "started-by": self.started_by,
+            "command": self.command,
+        })
+    }
+}
