@@ -27,7 +27,7 @@ check_source() {
 test_crates() {
     cargo test --workspace --exclude apppot --locked
     cargo test --package apppot --bins --locked
-    cargo test --package apppot-backends --features libvirt --locked --lib libvirt::
+    cargo test --package apppot-backends --features libvirt --locked --lib -- libvirt:: network::
 }
 
 kernels() {
@@ -104,7 +104,7 @@ test_libvirt() {
         cargo test --package apppot --features libvirt --test e2e --locked -- --test-threads=2 "${managed[@]}"
 }
 
-managed=(libvirt:: arguments:: binds:: ending::a_launcher_that_is_killed_leaves_nothing)
+managed=(libvirt:: libvirt_daemons:: arguments:: binds:: ending::a_launcher_that_is_killed_leaves_nothing network::names_and_connections)
 
 everywhere=(arguments binds channels ending environment files images jobdir layout_disk network qemu snap status streams
     terminal users workload writes)

@@ -99,7 +99,11 @@ fn checks(config: &Config) -> Vec<Check> {
     }
     let mut checks: Vec<Check> = backends.into_iter().flatten().collect();
     #[cfg(feature = "libvirt")]
-    checks.extend(libvirt::checks(config.connect.value.as_deref()));
+    checks.extend(libvirt::checks(
+        config.connect.value.as_deref(),
+        &appliance(config),
+        &std::env::current_dir().unwrap_or_default(),
+    ));
     checks.extend([
         memory_backing(),
         address_space(),
@@ -111,6 +115,15 @@ fn checks(config: &Config) -> Vec<Check> {
     ]);
     checks.extend(kept());
     checks
+}
+
+/// Where the appliance is.
+#[cfg(feature = "libvirt")]
+fn appliance(config: &Config) -> std::path::PathBuf {
+    match config.image.value.to_str() {
+        Some("host") => std::path::PathBuf::from("/"),
+        _ => crate::image::store::resolve(&config.image.value),
+    }
 }
 
 fn uml(kernel: Option<&Path>) -> Vec<Check> {

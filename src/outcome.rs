@@ -104,6 +104,9 @@ impl Lost {
             MachineEnd::Disconnected => {
                 String::from("the connection to libvirt was lost, so the machine was ended")
             }
+            MachineEnd::Unheard => String::from(
+                "the machine ended while the launcher was stopped or did not hear libvirt, which does not say any more how",
+            ),
         })
     }
 }

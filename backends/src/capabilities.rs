@@ -157,6 +157,9 @@ fn check_extra(words: &[OsString]) -> Result<()> {
         if bytes.iter().any(u8::is_ascii_whitespace) {
             return refuse("it holds a space; give each word its own --extra");
         }
+        if bytes.iter().any(u8::is_ascii_control) {
+            return refuse("it holds a control character");
+        }
         if bytes == b"--" {
             return refuse("it would end the kernel's arguments");
         }
@@ -176,7 +179,15 @@ mod tests {
 
     #[test]
     fn extra_words_cannot_change_the_contract() {
-        for bad in ["a b", "--", "apppot.uid=0", "x\ty", "\u{e9}"] {
+        for bad in [
+            "a b",
+            "--",
+            "apppot.uid=0",
+            "x\ty",
+            "\u{e9}",
+            "x\x1by",
+            "x\x7f",
+        ] {
             assert!(check_extra(&[bad.into()]).is_err(), "{bad}");
         }
         assert!(check_extra(&["loglevel=7".into(), "debug".into()]).is_ok());

@@ -63,6 +63,15 @@ pub trait Hypervisor {
     /// The reason why no machine can run.
     fn probe(&self, kernel: Option<&Path>) -> Result<Usable>;
 
+    /// Reaches who starts its machines, where that is not this process: it may have to be waited for, so this is done
+    /// before the launcher takes signals.
+    ///
+    /// # Errors
+    /// It cannot be reached, or does not answer.
+    fn reach(&self, _spec: &MachineSpec) -> Result<()> {
+        Ok(())
+    }
+
     /// Exactly what [`Hypervisor::launch`] would start, for people and tests.
     ///
     /// # Errors
@@ -142,6 +151,8 @@ pub enum MachineEnd {
     Died,
     /// What manages the hypervisor was lost, and the machine was ended.
     Disconnected,
+    /// The machine ended while what manages the hypervisor could not be heard.
+    Unheard,
 }
 
 /// What a probe found.
@@ -201,7 +212,7 @@ pub fn all() -> Vec<Box<dyn Hypervisor>> {
         Box::new(uml::Uml),
         Box::new(qemu::Qemu),
         #[cfg(feature = "libvirt")]
-        Box::new(libvirt::Libvirt),
+        Box::new(libvirt::Libvirt::default()),
     ]
 }
 

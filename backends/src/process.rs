@@ -1,7 +1,6 @@
 //! Hypervisor processes that cannot outlive the launcher.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -10,6 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{
+    recvmsg, sendmsg, socketpair, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags,
+    SockFlag, SockType,
+};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
@@ -215,7 +218,11 @@ fn above(fd: &OwnedFd, least: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+/// A descriptor of the process with this number.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes no pointers; the result is a new descriptor (close-on-exec by itself).
     unsafe {
         match libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) {
@@ -314,25 +321,28 @@ pub fn describe(status: ExitStatus) -> String {
 }
 
 /// Does what must be done when this process ends, however it ends: in a child that waits for it.
-/// `action` is run then, and the process group that [`AtEnd::watch`] has named last is killed.
+/// `action` is run then, and what [`AtEnd::watch`] or [`AtEnd::watch_process`] has named last is killed.
 /// Dropping the guard ends the child, the action done.
 ///
 /// Must be called while the process has one thread: the child goes on from a fork.
 ///
 /// # Errors
-/// As pipe(2) and fork(2).
+/// As socketpair(2) and fork(2).
 pub fn at_end(action: impl FnOnce()) -> io::Result<AtEnd> {
-    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (read, write) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
     // SAFETY: one thread (see above), so the child may go on as if nothing had happened.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Parent { child } => Ok(AtEnd {
-            write: Some(write.into()),
+            write: Some(write),
             child,
         }),
         nix::unistd::ForkResult::Child => {
             drop(write);
-            if let Some(group) = wait_for_end(read) {
-                kill_group(group);
+            match wait_for_end(&read) {
+                Watched::Nothing => {}
+                Watched::Group(group) => kill_group(group),
+                Watched::Process(process) => kill_process(process.as_fd()),
             }
             action();
             // SAFETY: no destructor of the launcher must run twice.
@@ -341,10 +351,17 @@ pub fn at_end(action: impl FnOnce()) -> io::Result<AtEnd> {
     }
 }
 
-/// In the child: out of the terminal's reach, holding nothing of the launcher's but the pipe. The
-/// process group that is to be killed.
-fn wait_for_end(pipe: OwnedFd) -> Option<libc::pid_t> {
-    let keep = pipe.as_raw_fd();
+/// What is killed at the end.
+enum Watched {
+    Nothing,
+    Group(libc::pid_t),
+    Process(OwnedFd),
+}
+
+/// In the child: out of the terminal's reach, holding nothing of the launcher's but the socket. What is to be
+/// killed.
+fn wait_for_end(socket: &OwnedFd) -> Watched {
+    let keep = socket.as_raw_fd();
     // SAFETY: plain system calls of a single-threaded process.
     unsafe {
         libc::setsid();
@@ -358,13 +375,49 @@ fn wait_for_end(pipe: OwnedFd) -> Option<libc::pid_t> {
         }
         libc::close_range(keep as u32 + 1, u32::MAX, 0);
     }
-    let mut pipe = File::from(pipe);
-    let mut group = [0; size_of::<libc::pid_t>()];
-    let mut last = None;
-    while io::Read::read_exact(&mut pipe, &mut group).is_ok() {
-        last = Some(libc::pid_t::from_ne_bytes(group)).filter(|&group| group > 1);
+    let mut last = Watched::Nothing;
+    while let Some(next) = receive(socket) {
+        last = next;
     }
     last
+}
+
+/// The next message to the watch; `None` when there will be no more.
+fn receive(socket: &OwnedFd) -> Option<Watched> {
+    let mut group = [0; size_of::<libc::pid_t>()];
+    let mut parts = [io::IoSliceMut::new(&mut group)];
+    let mut room = nix::cmsg_space!([RawFd; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), flags).ok()?;
+    if message.bytes == 0 {
+        return None;
+    }
+    let passed = message.cmsgs().ok()?.find_map(|control| match control {
+        ControlMessageOwned::ScmRights(passed) => passed.first().copied(),
+        _ => None,
+    });
+    if let Some(process) = passed {
+        // SAFETY: just received, so it is nobody else's.
+        return Some(Watched::Process(unsafe { OwnedFd::from_raw_fd(process) }));
+    }
+    Some(match libc::pid_t::from_ne_bytes(group) {
+        group if group > 1 => Watched::Group(group),
+        _ => Watched::Nothing,
+    })
+}
+
+/// Kills the process of a pidfd; it may have ended.
+pub(crate) fn kill_process(process: BorrowedFd) {
+    // SAFETY: a pidfd, and no pointers that are followed.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
 }
 
 /// Kills every process of a group; there may be none left.
@@ -376,7 +429,7 @@ pub(crate) fn kill_group(group: libc::pid_t) {
 /// See [`at_end`].
 #[derive(Debug)]
 pub struct AtEnd {
-    write: Option<File>,
+    write: Option<OwnedFd>,
     child: Pid,
 }
 
@@ -386,10 +439,27 @@ impl AtEnd {
     /// # Errors
     /// The child is gone.
     pub fn watch(&self, group: Option<libc::pid_t>) -> io::Result<()> {
-        match &self.write {
-            Some(write) => io::Write::write_all(&mut &*write, &group.unwrap_or(0).to_ne_bytes()),
-            None => Ok(()),
-        }
+        self.send(group.unwrap_or(0), &[])
+    }
+
+    /// From now on the process of this pidfd is killed at the end.
+    ///
+    /// # Errors
+    /// The child is gone.
+    #[cfg(feature = "libvirt")]
+    pub(crate) fn watch_process(&self, process: BorrowedFd) -> io::Result<()> {
+        self.send(0, &[ControlMessage::ScmRights(&[process.as_raw_fd()])])
+    }
+
+    fn send(&self, group: libc::pid_t, control: &[ControlMessage]) -> io::Result<()> {
+        let Some(write) = &self.write else {
+            return Ok(());
+        };
+        let bytes = group.to_ne_bytes();
+        let parts = [io::IoSlice::new(&bytes)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(write.as_raw_fd(), &parts, control, flags, None)?;
+        Ok(())
     }
 }
 

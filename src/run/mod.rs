@@ -186,16 +186,16 @@ fn serve(
     if let Some(path) = &args.report {
         outcome::check_report(path)?;
     }
+    let image = &config.image.value;
+    let cannot_boot = || format!("cannot boot appliance '{}'", image.display());
+    backend.reach(spec).with_context(cannot_boot)?;
     // Before there is a second thread, and before the machine inherits anything.
     let _keeper = match terms.terminal {
         true => terminal::Keeper::start().context("cannot watch over the terminal")?,
         false => None,
     };
     let signals = Signals::take().context("cannot receive signals")?;
-    let image = &config.image.value;
-    let mut machine = backend
-        .launch(spec)
-        .with_context(|| format!("cannot boot appliance '{}'", image.display()))?;
+    let mut machine = backend.launch(spec).with_context(cannot_boot)?;
     if general.verbose > 0 {
         let files = spec.contract.files.as_ref().map(|files| files.channel);
         let best = backend.capabilities().channels.first().copied();
@@ -266,7 +266,10 @@ fn select(name: &str, kernel: Option<&Path>) -> Result<Box<dyn Hypervisor>> {
         )),
         None if apppot_backends::left_out().contains(&name) => Err(hinted(
             format!("this build of apppot has no backend '{name}'"),
-            "a static file cannot have it; 'make install' builds apppot with it",
+            match cfg!(target_feature = "crt-static") {
+                true => "a static file cannot have it; 'make install' builds apppot with it",
+                false => "'make install' builds apppot with it",
+            },
         )),
         None => Err(hinted(
             format!("there is no backend '{name}'"),

@@ -186,8 +186,9 @@ fn daemons_that_will_not_do_are_named() {
     for (uri, reason) in [
         ("qemu+ssh://elsewhere/system", "another host's"),
         ("test:///default", "not of QEMU"),
-        ("qemu:///system", "another user"),
-        ("nonsense", "nonsense"),
+        ("qemu:///system?socket=/nonexistent", "group"),
+        ("qemu:///embed?root=/tmp", "only 'socket=PATH'"),
+        ("nonsense", "aliases"),
     ] {
         let done = job
             .sh("touch ran")
@@ -196,6 +197,12 @@ fn daemons_that_will_not_do_are_named() {
             .exits(125);
         done.says(&["error: ", uri, reason, "hint: "]);
     }
+    assert!(!job.has("ran"));
+    let long = job.directory_beside(&"long".repeat(25));
+    let run = job.sh("touch ran").env("TMPDIR", &long);
+    run.go().exits(125).says(&["107 bytes", "hint: set TMPDIR"]);
+    let run = job.sh("touch ran").with(&["--extra", "a\u{1b}b"]);
+    run.go().exits(125).says(&["a control character"]);
     assert!(!job.has("ran"));
     let run = job.sh("true").with(&["--containment", "required"]);
     run.go().exits(125).says(&["cannot be confined", "libvirt"]);
@@ -206,6 +213,18 @@ fn daemons_that_will_not_do_are_named() {
         .go()
         .exits(125)
         .says(&["--connect"]);
+}
+
+#[test]
+fn what_killed_launchers_have_left_is_removed() {
+    let Some((job, _)) = job() else { return };
+    let place = job.directory_beside("tmp");
+    let left = place.join(".apppot-libvirt-0");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("initramfs"), "x").unwrap();
+    job.give(&left);
+    job.sh("true").env("TMPDIR", &place).go().exits(0);
+    assert_eq!(place.read_dir().unwrap().count(), 0);
 }
 
 #[test]
@@ -227,12 +246,12 @@ fn a_daemon_that_ends_takes_the_machine_along() {
     done.says(&["connection to libvirt was lost", "ended"]);
     eventually("QEMU is gone", || processes::executable(machine).is_none());
     daemon::start(site, &runtime).unwrap();
-    let list = processes::output(&mut daemon::virsh(
-        site,
-        &runtime,
-        &["list", "--all", "--name"],
-    ));
-    assert!(list.status.success(), "{list:?}");
-    assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "");
+    // It looks at what it knew of when it is up.
+    eventually("the domain is gone", || {
+        let all = ["list", "--all", "--name"];
+        let list = processes::output(&mut daemon::virsh(site, &runtime, &all));
+        assert!(list.status.success(), "{list:?}");
+        String::from_utf8_lossy(&list.stdout).trim().is_empty()
+    });
     daemon::end(&runtime);
 }

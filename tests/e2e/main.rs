@@ -38,6 +38,7 @@ mod import;
 mod jobdir;
 mod layout_disk;
 mod libvirt;
+mod libvirt_daemons;
 mod network;
 mod options;
 mod publish;

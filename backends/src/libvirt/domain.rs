@@ -4,13 +4,16 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use apppot_contract::Channel;
+
 use super::place::name;
 use super::xml::{document, empty, nested, text, Xml};
 use crate::image::ImageKind;
+use crate::network::{mac, GUEST_MAC};
 use crate::qemu::firmware::{Start, ITEM};
-use crate::qemu::guest::{device, share_tag};
+use crate::qemu::guest::{device, live, share_tag};
 use crate::qemu::kvm::Accelerator;
-use crate::spec::{MachineSpec, Writes};
+use crate::spec::{MachineSpec, Network, Writes};
 
 /// The namespace of what AppPot says of a domain.
 const NAMESPACE: &str = "https://github.com/apppot/apppot/libvirt/1";
@@ -30,6 +33,10 @@ pub(super) struct Parts<'a> {
     pub(super) uuid: &'a str,
     /// Who has started it, by name.
     pub(super) caller: &'a str,
+    /// Whom QEMU is to run as, where it is not the caller by itself: `+UID:+GID`.
+    pub(super) label: Option<&'a str>,
+    /// The port on this host's loopback that carries the network.
+    pub(super) port: u16,
     /// The directory of what goes when it runs.
     pub(super) place: &'a Path,
 }
@@ -78,7 +85,8 @@ pub(super) fn describe(parts: &Parts) -> io::Result<Described> {
             machine(xml, parts.accelerator)?;
             nested(xml, "devices", &[], |xml| {
                 devices(xml, parts, &files, &paths)
-            })
+            })?;
+            parts.label.map_or(Ok(()), |label| security(xml, label))
         })
     })?;
     Ok(Described {
@@ -168,7 +176,20 @@ fn metadata(xml: &mut Xml, parts: &Parts) -> io::Result<()> {
 fn resources(xml: &mut Xml, spec: &MachineSpec) -> io::Result<()> {
     let kib = (spec.memory >> 10).to_string();
     text(xml, "memory", &[("unit", "KiB")], &kib)?;
+    if live(spec) == Channel::Virtiofs {
+        // Who serves directories is given the guest's memory, too.
+        nested(xml, "memoryBacking", &[], |xml| {
+            empty(xml, "source", &[("type", "memfd")])?;
+            empty(xml, "access", &[("mode", "shared")])
+        })?;
+    }
     text(xml, "vcpu", &[], &spec.cpus.to_string())
+}
+
+/// QEMU runs as the caller also where the daemon is the system's, and no file changes hands for it.
+fn security(xml: &mut Xml, label: &str) -> io::Result<()> {
+    let how = [("type", "static"), ("model", "dac"), ("relabel", "no")];
+    nested(xml, "seclabel", &how, |xml| text(xml, "label", &[], label))
 }
 
 fn boot(xml: &mut Xml, parts: &Parts, files: &Files, paths: &Paths) -> io::Result<()> {
@@ -211,11 +232,16 @@ fn machine(xml: &mut Xml, accelerator: &Accelerator) -> io::Result<()> {
         empty(xml, "apic", &[])?;
         empty(xml, "vmport", &[("state", "off")])
     })?;
-    let processor = match accelerator.is_kvm() {
-        true => "host-passthrough",
-        false => "maximum",
-    };
-    empty(xml, "cpu", &[("mode", processor)])?;
+    match accelerator.is_kvm() {
+        true => empty(xml, "cpu", &[("mode", "host-passthrough")])?,
+        // See `qemu::arguments::cpu`.
+        false => nested(xml, "cpu", &[("mode", "maximum")], |xml| {
+            for feature in ["erms", "fsrm"] {
+                empty(xml, "feature", &[("policy", "disable"), ("name", feature)])?;
+            }
+            Ok(())
+        })?,
+    }
     nested(xml, "clock", &[("offset", "utc")], |xml| {
         empty(xml, "timer", &[("name", "hpet"), ("present", "no")])
     })?;
@@ -251,8 +277,23 @@ fn devices(xml: &mut Xml, parts: &Parts, files: &Files, paths: &Paths) -> io::Re
     if spec.has_files_ring() {
         disks.raw(xml, &mut bus, &files.own(name::FILES_RING), true)?;
     }
+    for (index, disk) in spec.disks.iter().enumerate() {
+        disks.raw(
+            xml,
+            &mut bus,
+            &files.own(&name::disk(index)),
+            !disk.writable,
+        )?;
+    }
+    if spec.network != Network::None {
+        bus.network(xml, parts.port)?;
+    }
     for (index, (path, share)) in paths.shares.iter().zip(&spec.shares).enumerate() {
-        bus.share(xml, &share_tag(index), path, share.read_only)?;
+        let tag = share_tag(index);
+        match live(spec) {
+            Channel::Virtiofs => bus.served_share(xml, &tag, &files.own(&name::share(index)))?,
+            _ => bus.share(xml, &tag, path, share.read_only)?,
+        }
     }
     Ok(())
 }
@@ -323,6 +364,28 @@ impl Bus {
     fn random(&mut self, xml: &mut Xml) -> io::Result<()> {
         nested(xml, "rng", &[("model", "virtio")], |xml| {
             empty(xml, "backend", &[("model", "builtin")])?;
+            self.address(xml)
+        })
+    }
+
+    /// The network, whose frames go to a socket on this host's loopback. Nothing is booted by it.
+    fn network(&mut self, xml: &mut Xml, port: u16) -> io::Result<()> {
+        nested(xml, "interface", &[("type", "client")], |xml| {
+            empty(xml, "mac", &[("address", &mac(GUEST_MAC))])?;
+            let port = port.to_string();
+            empty(xml, "source", &[("address", "127.0.0.1"), ("port", &port)])?;
+            empty(xml, "model", &[("type", "virtio")])?;
+            empty(xml, "rom", &[("enabled", "no")])?;
+            self.address(xml)
+        })
+    }
+
+    /// A directory by virtio-fs, which another process serves at a socket.
+    fn served_share(&mut self, xml: &mut Xml, tag: &str, socket: &str) -> io::Result<()> {
+        nested(xml, "filesystem", &[("type", "mount")], |xml| {
+            empty(xml, "driver", &[("type", "virtiofs")])?;
+            empty(xml, "source", &[("socket", socket)])?;
+            empty(xml, "target", &[("dir", tag)])?;
             self.address(xml)
         })
     }

@@ -6,13 +6,15 @@
 
 use std::ffi::{c_int, c_void, CStr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virt::connect::Connect;
 use virt_sys as sys;
 
-use super::connection::failed;
+use super::connection::{failed, Connection};
 use crate::{Error, MachineEnd, Result};
 
 /// What has been heard of one domain.
@@ -22,6 +24,16 @@ pub(super) struct Watch {
     /// Readable when the domain has ended or nothing more will be heard.
     ended: EventFd,
     uuid: String,
+    news: Sender<News>,
+}
+
+/// What whoever minds a domain must know of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// Nothing will be heard any more over this connection.
+    Lost,
+    /// Nobody wants to hear any more.
+    Over,
 }
 
 impl Watch {
@@ -29,14 +41,22 @@ impl Watch {
     ///
     /// # Errors
     /// There are too many descriptors.
-    pub(super) fn new(uuid: &str) -> Result<Arc<Self>> {
+    pub(super) fn new(uuid: &str) -> Result<(Arc<Self>, Receiver<News>)> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ended = EventFd::from_flags(flags).map_err(Error::system("watch the machine"))?;
-        Ok(Arc::new(Watch {
+        let (news, receiver) = mpsc::channel();
+        let watch = Arc::new(Watch {
             heard: Mutex::default(),
             ended,
             uuid: uuid.to_owned(),
-        }))
+            news,
+        });
+        Ok((watch, receiver))
+    }
+
+    /// Passes it on; nobody may be there any more.
+    pub(super) fn tell(&self, news: News) {
+        let _ = self.news.send(news);
     }
 
     /// A descriptor that becomes readable at the end.
@@ -99,19 +119,59 @@ pub(super) fn start_loop() -> Result<()> {
         let thread = std::thread::Builder::new().name(String::from("libvirt"));
         let endless = thread.spawn(|| loop {
             // SAFETY: takes nothing; the default implementation has been registered. It returns after
-            // each round; a round that fails is over, too.
-            unsafe { sys::virEventRunDefaultImpl() };
+            // each round.
+            if unsafe { sys::virEventRunDefaultImpl() } < 0 {
+                // For want of memory, say: the next round may do.
+                std::thread::sleep(Duration::from_millis(100));
+            }
         });
         result = endless.map(drop);
     });
     result.map_err(Error::system("listen to libvirt"))
 }
 
-/// Has `watch` hear of its domain, and of the connection's end, for as long as the connection is open.
-///
-/// # Errors
-/// The daemon refuses.
-pub(super) fn listen(connect: &Connect, watch: &Arc<Watch>) -> Result<()> {
+/// A connection by which a watch hears of its domain, until this is dropped or the connection ends.
+#[derive(Debug)]
+pub(super) struct Listening {
+    connection: Arc<Connection>,
+    /// The number of the lifecycle's callback.
+    id: c_int,
+}
+
+impl Listening {
+    /// Has `watch` hear of its domain, and of the connection's end. The event loop must run.
+    ///
+    /// # Errors
+    /// The daemon refuses.
+    pub(super) fn start(connection: Arc<Connection>, watch: &Arc<Watch>) -> Result<Self> {
+        let id = register(connection.handle(), watch)?;
+        let listening = Listening { connection, id };
+        let given = Arc::into_raw(Arc::clone(watch)).cast_mut().cast();
+        let connect = listening.connection.handle().as_ptr();
+        // SAFETY: the connection is open. The watch is given away, and `forget` gives it back when libvirt has
+        // no more use for it.
+        let result = unsafe {
+            sys::virConnectRegisterCloseCallback(connect, Some(on_close), given, Some(forget))
+        };
+        taken(result, given)?;
+        Ok(listening)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let connect = self.connection.handle().as_ptr();
+        // Either may be gone already. As long as callbacks are there, libvirt keeps the connection open.
+        // SAFETY: the connection has not been closed, the callbacks are those of `start`.
+        unsafe {
+            sys::virConnectDomainEventDeregisterAny(connect, self.id);
+            sys::virConnectUnregisterCloseCallback(connect, Some(on_close));
+        }
+    }
+}
+
+/// Has libvirt tell `watch` of the lives of domains; the callback's number.
+fn register(connect: &Connect, watch: &Arc<Watch>) -> Result<c_int> {
     type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
     // SAFETY: libvirt's own way (VIR_DOMAIN_EVENT_CALLBACK): it calls the function as what the event's number
     // says, which for VIR_DOMAIN_EVENT_ID_LIFECYCLE are these parameters.
@@ -141,12 +201,7 @@ pub(super) fn listen(connect: &Connect, watch: &Arc<Watch>) -> Result<()> {
         )
     };
     taken(id, given)?;
-    let watch = Arc::into_raw(Arc::clone(watch)).cast_mut().cast();
-    // SAFETY: as above.
-    let result = unsafe {
-        sys::virConnectRegisterCloseCallback(connect.as_ptr(), Some(on_close), watch, Some(forget))
-    };
-    taken(result, watch)
+    Ok(id)
 }
 
 /// Whether libvirt has taken a callback, and the watch with it.
@@ -162,14 +217,14 @@ fn taken(result: c_int, watch: *mut c_void) -> Result<()> {
 
 /// Gives a watch back.
 unsafe extern "C" fn forget(watch: *mut c_void) {
-    // SAFETY: comes from `Arc::into_raw` in `listen`; called once for each.
+    // SAFETY: comes from `Arc::into_raw` in `Listening::start` or `register`; called once for each.
     drop(unsafe { Arc::from_raw(watch.cast_const().cast::<Watch>()) });
 }
 
 /// The watch, when it is this domain's.
 ///
 /// # Safety
-/// `watch` was given away in `listen` and has not come back; `domain` is a domain of libvirt's.
+/// `watch` was given away in `register` and has not come back; `domain` is a domain of libvirt's.
 unsafe fn of<'a>(watch: *mut c_void, domain: sys::virDomainPtr) -> Option<&'a Watch> {
     let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
     // SAFETY: the buffer is as long as the function wants it; it ends in NUL where the call succeeds.
@@ -191,7 +246,7 @@ unsafe extern "C" fn on_lifecycle(
     detail: c_int,
     watch: *mut c_void,
 ) -> c_int {
-    // SAFETY: libvirt passes what it was given in `listen`.
+    // SAFETY: libvirt passes what it was given in `register`.
     if let Some(watch) = unsafe { of(watch, domain) } {
         watch.lifecycle(event as u32, detail as u32);
     }
@@ -199,9 +254,9 @@ unsafe extern "C" fn on_lifecycle(
 }
 
 unsafe extern "C" fn on_close(_: sys::virConnectPtr, _reason: c_int, watch: *mut c_void) {
-    // SAFETY: libvirt passes what it was given in `listen`, and it has not come back yet.
+    // SAFETY: libvirt passes what it was given in `Listening::start`, and it has not come back yet.
     let watch = unsafe { &*watch.cast_const().cast::<Watch>() };
-    watch.set_end(MachineEnd::Disconnected);
+    watch.tell(News::Lost);
 }
 
 #[cfg(test)]

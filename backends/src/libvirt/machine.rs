@@ -1,54 +1,73 @@
 //! A domain that runs.
 
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::Receiver;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::{getpgid, getsid, Pid};
 use virt::domain::Domain as Handle;
+use virt::error::ErrorNumber;
 use virt_sys as sys;
 
 use super::connection::Connection;
-use super::events::{self, Watch};
+use super::events::{self, Listening, News, Watch};
+use super::minder::{self, Minder};
+use super::network::Network;
+use super::patience::{is_asked_to_end, within};
 use super::place::{connected, name, Place};
 use super::plan::Plan;
 use crate::descriptors::Descriptors;
-use crate::process::{self, kill_group, wait_readable, AtEnd};
+use crate::network::Running;
+use crate::process::{self, kill_process, pidfd_open, wait_readable, AtEnd};
 use crate::qemu::firmware::Start;
 use crate::qemu::overlay::QCOW2;
+use crate::qemu::virtiofs::Serving;
 use crate::ring::Ring;
 use crate::spec::Writes;
 use crate::{Error, Facts, Link, Machine, MachineEnd, Result};
 
-/// Seconds after which a daemon that does not answer is asked again, and how often.
-const KEEP_ALIVE: (i32, u32) = (3, 3);
+/// How long a daemon may take to start a machine; libvirt itself waits for QEMU as long as that.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+/// How long it may take to end one: libvirt gives QEMU 15 s before it kills it.
+const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The machine; dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Domain {
-    handle: Handle,
+    handle: Arc<Handle>,
     watch: Arc<Watch>,
-    /// QEMU's process group, where the daemon cannot end it any more.
-    group: Option<Pid>,
+    /// QEMU, by its pidfd: where the daemon does not end it.
+    process: Option<Arc<OwnedFd>>,
     link: Option<Link>,
     console: Option<File>,
     facts: Facts,
+    /// Ends it when this process is killed, should the daemon not.
+    at_end: AtEnd,
     /// The files' locks.
     _files: Descriptors,
-    /// Ends it when this process is killed, should the daemon not.
-    _at_end: AtEnd,
-    _connection: Connection,
+    /// These end after it.
+    helpers: Helpers,
+    /// What it ends with.
+    _connection: Arc<Connection>,
+}
+
+/// What is beside QEMU.
+#[derive(Debug, Default)]
+struct Helpers {
+    _network: Option<Running>,
+    _serving: Vec<Serving>,
 }
 
 impl Domain {
-    /// Carries out `plan`.
+    /// Carries out `plan`. The machine ends with `connection`.
     ///
     /// # Errors
     /// Something that the plan names is gone or in use, or libvirt does not start it.
-    pub(super) fn start(plan: Plan) -> Result<Self> {
+    pub(super) fn start(plan: Plan, connection: Arc<Connection>) -> Result<Self> {
         let left = plan.place.clone();
         let at_end = process::at_end(move || {
             // There only when the launcher was killed meanwhile.
@@ -57,58 +76,121 @@ impl Domain {
         .map_err(Error::system("start the watch over the machine"))?;
         let files = Descriptors::open(&plan.given, &QCOW2)?;
         let place = Place::make(&plan.place)?;
-        let described = plan.describe()?;
+        let mut ours = Ours::make(&plan, &place)?;
+        let network = ours.network.as_ref();
+        let described = plan.describe(network.map_or(Ok(0), Network::port)?)?;
         for (name, target) in &described.links {
             place.link(name, target)?;
         }
-        plan.fill(&place)?;
-        let spec = &plan.spec;
-        let ring = open_ring(&place, spec.has_ring(), name::RING)?;
-        let files_ring = open_ring(&place, spec.has_files_ring(), name::FILES_RING)?;
-        let link = place.listen(name::LINK)?;
-        let console = match spec.serial_terminal {
-            true => None,
-            false => Some(place.listen(name::CONSOLE)?),
-        };
+        // From here on there are threads.
         events::start_loop()?;
-        let connection = Connection::open(spec.connect.as_deref())?;
-        // Where the daemon cannot do that, its silence goes unnoticed.
-        let (interval, count) = KEEP_ALIVE;
-        let _ = connection.connect.set_keep_alive(interval, count);
-        let watch = Watch::new(&plan.uuid)?;
-        events::listen(&connection.connect, &watch)?;
-        let flags = sys::VIR_DOMAIN_START_AUTODESTROY;
-        let handle = Handle::create_xml(&connection.connect, &described.xml, flags)
-            .map_err(|error| refused(&spec.contract.id, error.message()))?;
+        let (watch, news) = Watch::new(&plan.uuid)?;
+        let listening = minder::listen(&connection.uri, &watch)?;
+        let id = &plan.spec.contract.id;
         // From here on what is dropped ends the domain.
         let mut domain = Domain {
-            handle,
+            handle: Arc::new(create(&connection, id, described.xml)?),
             watch,
-            group: None,
+            process: None,
             link: None,
             console: None,
             facts: plan.facts(),
+            at_end,
             _files: files,
-            _at_end: at_end,
-            _connection: connection,
+            helpers: std::mem::take(&mut ours.helpers),
+            _connection: Arc::clone(&connection),
         };
-        let stream = connected(&link)?;
-        domain.group = group_of(&stream);
-        let watched = domain._at_end.watch(domain.group.map(Pid::as_raw));
-        watched.map_err(Error::system("watch over the machine"))?;
-        domain.console = console
-            .map(|listener| connected(&listener).map(|stream| File::from(OwnedFd::from(stream))))
-            .transpose()?;
+        let stream = domain.attach(&mut ours, (listening, news), connection)?;
         plan.check_again()?;
         drop(place);
         domain.link = Some(Link {
             stream,
             document: plan.document,
             capacity: None,
-            ring,
-            files_ring,
+            ring: ours.ring,
+            files_ring: ours.files_ring,
         });
         Ok(domain)
+    }
+
+    /// Takes what QEMU has connected to, and minds it from now on; the link.
+    fn attach(
+        &mut self,
+        ours: &mut Ours,
+        (listening, news): (Listening, Receiver<News>),
+        connection: Arc<Connection>,
+    ) -> Result<UnixStream> {
+        let stream = connected(&ours.link)?;
+        let process = Arc::new(process_of(&stream)?);
+        self.process = Some(Arc::clone(&process));
+        let watched = self.at_end.watch_process(process.as_fd());
+        watched.map_err(Error::system("watch over the machine"))?;
+        Minder {
+            listening,
+            news,
+            watch: Arc::clone(&self.watch),
+            domain: Arc::clone(&self.handle),
+            process,
+            connection,
+        }
+        .start()?;
+        self.console = ours.console()?;
+        self.helpers._network = ours.network.take().map(Network::connect).transpose()?;
+        Ok(stream)
+    }
+}
+
+/// Has libvirt start the domain, which ends with the connection.
+fn create(connection: &Arc<Connection>, id: &str, xml: String) -> Result<Handle> {
+    let creating = Arc::clone(connection);
+    let create = move || {
+        let flags = sys::VIR_DOMAIN_START_AUTODESTROY;
+        Handle::create_xml(creating.handle(), &xml, flags)
+    };
+    match within(START_PATIENCE, || !is_asked_to_end(), create) {
+        Some(Ok(handle)) => Ok(handle),
+        Some(Err(error)) => Err(refused(id, error.message())),
+        None if is_asked_to_end() => Err(refused(id, "a signal asked for the end meanwhile")),
+        None => Err(refused(id, "its daemon does not answer")),
+    }
+}
+
+/// Our ends of what QEMU reaches by names in the place, and what is beside it.
+struct Ours {
+    link: UnixListener,
+    console: Option<UnixListener>,
+    ring: Option<Ring>,
+    files_ring: Option<Ring>,
+    network: Option<Network>,
+    helpers: Helpers,
+}
+
+impl Ours {
+    /// Fills the place. Must be called while this process has one thread.
+    fn make(plan: &Plan, place: &Place) -> Result<Self> {
+        plan.fill(place)?;
+        let spec = &plan.spec;
+        let serving = plan.serve_shares(place)?;
+        Ok(Ours {
+            ring: open_ring(place, spec.has_ring(), name::RING)?,
+            files_ring: open_ring(place, spec.has_files_ring(), name::FILES_RING)?,
+            link: place.listen(name::LINK)?,
+            console: match spec.serial_terminal {
+                true => None,
+                false => Some(place.listen(name::CONSOLE)?),
+            },
+            network: plan.passt.as_ref().map(Network::start).transpose()?,
+            helpers: Helpers {
+                _network: None,
+                _serving: serving,
+            },
+        })
+    }
+
+    /// The machine's console, once the machine runs.
+    fn console(&self) -> Result<Option<File>> {
+        let connect = |listener| connected(listener).map(|it| File::from(OwnedFd::from(it)));
+        self.console.as_ref().map(connect).transpose()
     }
 }
 
@@ -127,7 +209,30 @@ impl Plan {
             let file = place.file(name::VANISHING)?;
             QCOW2.lay(&file, &self.spec.image.path)?;
         }
+        for (index, disk) in self.spec.disks.iter().enumerate() {
+            if let Some(file) = &disk.file {
+                place.name(&name::disk(index), file)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Starts what serves directories, each at a socket in the place.
+    fn serve_shares(&self, place: &Place) -> Result<Vec<Serving>> {
+        let Some(program) = &self.virtiofs else {
+            return Ok(Vec::new());
+        };
+        let mut serving = Vec::new();
+        for (index, share) in self.spec.shares.iter().enumerate() {
+            let listener = place.listen(&name::share(index))?;
+            let words = File::options().write(true).open("/dev/null");
+            let words = words.map_err(Error::file("open", "/dev/null"))?;
+            let at_end = process::at_end(|| {});
+            let at_end = at_end.map_err(Error::system("start the watch over virtiofsd"))?;
+            let mode = self.spec.containment;
+            serving.push(program.serve_at(listener, share, words.into(), mode, at_end)?);
+        }
+        Ok(serving)
     }
 
     /// Checks that what was examined is what lay under its name while QEMU opened it.
@@ -161,13 +266,20 @@ fn open_ring(place: &Place, wanted: bool, name: &str) -> Result<Option<Ring>> {
     wanted.then_some(()).map(ring).transpose()
 }
 
-/// The process group of who has connected, which is QEMU's alone: libvirt starts it in a session of its own.
-fn group_of(stream: &UnixStream) -> Option<Pid> {
-    let peer = getsockopt(stream, PeerCredentials).ok()?;
-    let process = Pid::from_raw(peer.pid());
-    let group = getpgid(Some(process)).ok()?;
-    let is_own = getsid(Some(process)).ok()? == group && group != getpgid(None).ok()?;
-    (is_own && group.as_raw() > 1).then_some(group)
+/// The process that has connected, which is QEMU's, by its pidfd.
+fn process_of(stream: &UnixStream) -> Result<OwnedFd> {
+    let failed = "watch over the machine";
+    let peer = getsockopt(stream, PeerCredentials).map_err(Error::system(failed))?;
+    let process = pidfd_open(peer.pid() as u32).map_err(Error::system(failed))?;
+    // As long as it holds its end, the number has not become somebody else's.
+    let mut ends = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut ends, PollTimeout::ZERO).map_err(Error::system(failed))?;
+    match ends[0].revents() {
+        Some(events) if events.is_empty() => Ok(process),
+        _ => Err(Error::system(failed)(std::io::Error::from(
+            std::io::ErrorKind::ConnectionReset,
+        ))),
+    }
 }
 
 fn refused(id: &str, reason: &str) -> Error {
@@ -183,15 +295,11 @@ fn refused(id: &str, reason: &str) -> Error {
 impl Domain {
     /// Ends QEMU without the daemon.
     fn kill_process(&self) -> Result<()> {
-        match self.group {
-            Some(group) => {
-                kill_group(group.as_raw());
-                Ok(())
-            }
-            None => Err(Error::system("end the machine: libvirt is gone")(
-                std::io::Error::from(std::io::ErrorKind::NotConnected),
-            )),
-        }
+        let gone = std::io::Error::from(std::io::ErrorKind::NotConnected);
+        let process = self.process.as_ref().ok_or(gone);
+        let process = process.map_err(Error::system("end the machine: libvirt is gone"))?;
+        kill_process(process.as_fd());
+        Ok(())
     }
 }
 
@@ -206,21 +314,10 @@ impl Machine for Domain {
 
     fn wait(&mut self, until: Option<Instant>) -> Result<Option<MachineEnd>> {
         let ended = wait_readable(self.watch.ended(), until);
-        if !ended.map_err(Error::system("wait for the machine"))? {
-            return Ok(None);
+        match ended.map_err(Error::system("wait for the machine"))? {
+            true => Ok(self.watch.end()),
+            false => Ok(None),
         }
-        let end = self.watch.end();
-        match end {
-            // Nobody is left who would.
-            Some(MachineEnd::Disconnected) => self.kill_process()?,
-            // Its number may soon be somebody else's.
-            Some(_) => {
-                let forgotten = self._at_end.watch(None);
-                forgotten.map_err(Error::system("watch over the machine"))?;
-            }
-            None => {}
-        }
-        Ok(end)
     }
 
     fn ended(&self) -> BorrowedFd<'_> {
@@ -228,16 +325,17 @@ impl Machine for Domain {
     }
 
     fn kill(&mut self) -> Result<()> {
-        match self.watch.end() {
-            Some(MachineEnd::Disconnected) => return self.kill_process(),
-            Some(_) => return Ok(()),
-            None => {}
+        if self.watch.end().is_some() {
+            return Ok(());
         }
-        if let Err(error) = self.handle.destroy() {
-            // It ends by itself meanwhile, or the daemon is gone.
-            if error.code() != virt::error::ErrorNumber::NoDomain {
-                self.kill_process()?;
-            }
+        let handle = Arc::clone(&self.handle);
+        let destroyed = within(END_PATIENCE, || true, move || handle.destroy());
+        match destroyed {
+            Some(Ok(())) => {}
+            // It ends by itself meanwhile.
+            Some(Err(error)) if error.code() == ErrorNumber::NoDomain => {}
+            // The daemon is gone, or does not answer.
+            Some(Err(_)) | None => self.kill_process()?,
         }
         self.watch.set_end(MachineEnd::PoweredOff);
         Ok(())
@@ -252,5 +350,6 @@ impl Drop for Domain {
     fn drop(&mut self) {
         // Nothing can be done about a failure here, and the daemon destroys it with the connection.
         let _ = self.kill();
+        self.watch.tell(News::Over);
     }
 }

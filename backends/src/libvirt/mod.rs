@@ -6,30 +6,48 @@
 //! private directory, which is gone once the machine has been started ([`place`]).
 //!
 //! Domains are transient, and are destroyed by the daemon when the launcher's connection ends; when the
-//! daemon is gone, the launcher ends QEMU itself ([`machine`]).
+//! daemon is gone, the launcher ends QEMU itself ([`minder`]).
 
+mod address;
+mod capabilities;
 pub mod connection;
 mod domain;
 mod events;
 mod machine;
+mod minder;
+mod network;
+mod patience;
 mod place;
 mod plan;
 mod xml;
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
-use apppot_contract::cmdline::Carrier;
-use apppot_contract::Channel;
+use connection::Connection;
 
-use crate::descriptors::{MAX_CHANGES, MAX_SHARES};
-use crate::image::ImageKind;
 use crate::qemu::{self, kernel::Kernel};
 use crate::spec::MachineSpec;
 use crate::{Capabilities, Hypervisor, Machine, Rendered, Result, Usable};
 
 /// The backend.
-#[derive(Debug, Clone, Copy)]
-pub struct Libvirt;
+#[derive(Debug, Default)]
+pub struct Libvirt {
+    /// The connection that machines end with. It is made where there is no event loop yet: libvirt's library
+    /// then never asks the daemon to look after whether it is alive, so that a launcher may be stopped.
+    connection: OnceLock<Arc<Connection>>,
+}
+
+impl Libvirt {
+    /// The connection that this machine is to end with, to the daemon that the first of them is of.
+    fn connection(&self, spec: &MachineSpec) -> Result<Arc<Connection>> {
+        if let Some(connection) = self.connection.get() {
+            return Ok(Arc::clone(connection));
+        }
+        let connection = Connection::open(spec.connect.as_deref())?;
+        Ok(Arc::clone(self.connection.get_or_init(|| connection)))
+    }
+}
 
 /// Its name.
 const NAME: &str = "libvirt";
@@ -41,30 +59,13 @@ impl Hypervisor for Libvirt {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            command_line: qemu::guest::COMMAND_LINE_SIZE,
-            carrier: Some(Carrier::Link),
-            channels: &[Channel::NineP, Channel::Link],
-            images: &[
-                ImageKind::Partition,
-                ImageKind::Disk,
-                ImageKind::ReadOnly,
-                ImageKind::Directory,
-            ],
-            overlay_files: &[ImageKind::Partition, ImageKind::Disk],
-            writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
-            changes: MAX_CHANGES,
-            shares: MAX_SHARES,
-            disks: 0,
-            firmware: true,
-            user_network: false,
-            cpus: 255,
             managed: true,
-            seccomp: false,
+            ..qemu::guest::CAPABILITIES
         }
     }
 
     fn probe(&self, kernel: Option<&Path>) -> Result<Usable> {
-        let connection = connection::Connection::open(None)?;
+        let connection = Connection::open(None)?;
         let kernel = Kernel::find(kernel, &qemu::ALWAYS)?;
         let accelerator = connection.accelerator()?;
         Ok(Usable {
@@ -76,12 +77,17 @@ impl Hypervisor for Libvirt {
         })
     }
 
+    fn reach(&self, spec: &MachineSpec) -> Result<()> {
+        // The second time it knows.
+        self.connection(spec)?.accelerator().map(drop)
+    }
+
     fn render(&self, spec: &MachineSpec) -> Result<Rendered> {
-        plan::Plan::make(self, spec)?.render()
+        plan::Plan::make(self, spec)?.0.render()
     }
 
     fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>> {
-        let plan = plan::Plan::make(self, spec)?;
-        Ok(Box::new(machine::Domain::start(plan)?))
+        let (plan, connection) = plan::Plan::make(self, spec)?;
+        Ok(Box::new(machine::Domain::start(plan, connection)?))
     }
 }

@@ -4,16 +4,21 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use apppot_contract::Channel;
 
 use super::connection::Connection;
 use super::domain::{self, Described, Parts};
 use super::place::{self, Place};
 use super::{Libvirt, NAME};
 use crate::descriptors::Given;
+use crate::network::Passt;
 use crate::qemu::firmware::Start;
-use crate::qemu::guest::{drivers, Boot};
+use crate::qemu::guest::{drivers, live, Boot};
 use crate::qemu::kvm::Accelerator;
 use crate::qemu::overlay::QCOW2;
+use crate::qemu::virtiofs::Virtiofsd;
 use crate::spec::{Containment, MachineSpec, Writes};
 use crate::{capabilities, limits, Error, Hypervisor, Rendered, Result};
 
@@ -22,10 +27,8 @@ use crate::{capabilities, limits, Error, Hypervisor, Rendered, Result};
 pub(super) struct Plan {
     /// The machine.
     pub(super) spec: MachineSpec,
-    /// The daemon, as libvirt says its URI.
-    pub(super) uri: String,
-    /// The daemon's version.
-    version: String,
+    /// The daemon.
+    daemon: Daemon,
     /// What starts the guest.
     pub(super) start: Start,
     /// What executes it.
@@ -42,6 +45,31 @@ pub(super) struct Plan {
     pub(super) contract: Option<String>,
     /// The contract's document, when it goes by the link.
     pub(super) document: Option<String>,
+    /// The helper that has the network's sockets.
+    pub(super) passt: Option<Passt>,
+    /// What serves directories to the guest, when QEMU does not do that itself.
+    pub(super) virtiofs: Option<Virtiofsd>,
+}
+
+/// A daemon, as far as the plan goes.
+#[derive(Debug, Clone)]
+pub(super) struct Daemon {
+    /// Its URI, as libvirt says it.
+    pub(super) uri: String,
+    /// Its version.
+    pub(super) version: String,
+    /// The group of its QEMU, where it is the system's.
+    pub(super) group: Option<u32>,
+}
+
+impl Daemon {
+    fn of(connection: &Connection) -> Self {
+        Daemon {
+            uri: connection.uri.clone(),
+            version: connection.version.clone(),
+            group: connection.group,
+        }
+    }
 }
 
 impl Plan {
@@ -49,7 +77,7 @@ impl Plan {
     ///
     /// # Errors
     /// The specification asks for something that the backend, the kernel, the daemon or the host does not have.
-    pub(super) fn make(backend: &Libvirt, spec: &MachineSpec) -> Result<Self> {
+    pub(super) fn make(backend: &Libvirt, spec: &MachineSpec) -> Result<(Self, Arc<Connection>)> {
         capabilities::check(backend.name(), &backend.capabilities(), spec)?;
         limits::check_memory(spec.memory)?;
         if spec.containment == Containment::Required {
@@ -60,19 +88,17 @@ impl Plan {
             QCOW2.examine(path, &spec.image.path)?;
         }
         let start = Start::find(spec, &drivers(spec))?;
-        // Not kept: there must be one thread only when the machine is started.
-        let connection = Connection::open(spec.connect.as_deref())?;
-        let accelerator = connection.accelerator()?;
-        let Connection { uri, version, .. } = connection;
+        let virtiofs = match live(spec) {
+            Channel::Virtiofs => Some(Virtiofsd::for_shares(backend.name(), &spec.shares)?),
+            _ => None,
+        };
         let place = Place::choose()?;
-        Self::with(
-            spec,
-            start,
-            accelerator,
-            (uri, version),
-            place,
-            place::uuid()?,
-        )
+        let connection = backend.connection(spec)?;
+        let accelerator = connection.accelerator()?;
+        let daemon = Daemon::of(&connection);
+        let mut plan = Self::with(spec, start, accelerator, daemon, place, place::uuid()?)?;
+        plan.virtiofs = virtiofs;
+        Ok((plan, connection))
     }
 
     /// The plan for what has been found.
@@ -80,11 +106,11 @@ impl Plan {
         spec: &MachineSpec,
         start: Start,
         accelerator: Accelerator,
-        (uri, version): (String, String),
+        daemon: Daemon,
         place: PathBuf,
         uuid: String,
     ) -> Result<Self> {
-        let can = Libvirt.capabilities();
+        let can = Libvirt::default().capabilities();
         let Boot {
             modules,
             line,
@@ -96,8 +122,7 @@ impl Plan {
         }
         Ok(Plan {
             spec: spec.clone(),
-            uri,
-            version,
+            daemon,
             start,
             accelerator,
             line: domain::joined(&line.words),
@@ -106,16 +131,19 @@ impl Plan {
             given,
             contract,
             document: line.document,
+            passt: Passt::plan(spec.network)?,
+            virtiofs: None,
         })
     }
 
-    /// The domain.
+    /// The domain, whose network goes by this port.
     ///
     /// # Errors
     /// A path cannot be made absolute.
-    pub(super) fn describe(&self) -> Result<Described> {
+    pub(super) fn describe(&self, port: u16) -> Result<Described> {
         let user = nix::unistd::geteuid();
         let known = nix::unistd::User::from_uid(user).ok().flatten();
+        let label = self.daemon.group.map(|group| format!("+{user}:+{group}"));
         let parts = Parts {
             spec: &self.spec,
             start: &self.start,
@@ -124,6 +152,8 @@ impl Plan {
             uuid: &self.uuid,
             caller: &known.map_or_else(|| user.to_string(), |known| known.name),
             place: &self.place,
+            label: label.as_deref(),
+            port,
         };
         domain::describe(&parts).map_err(Error::system("describe the machine"))
     }
@@ -136,20 +166,32 @@ impl Plan {
         Ok(Rendered {
             backend: NAME,
             argv: Vec::new(),
-            domain: Some(self.describe()?.xml),
-            helpers: Vec::new(),
+            domain: Some(self.describe(SOME_PORT)?.xml),
+            helpers: self.helpers(),
             descriptors: Vec::new(),
-            environment: vec![(String::from("LIBVIRT_DEFAULT_URI"), self.uri.clone())],
+            environment: vec![(String::from("LIBVIRT_DEFAULT_URI"), self.daemon.uri.clone())],
             containment: None,
             document: self.document.clone().or(self.contract.clone()),
         })
     }
 
+    /// What runs beside QEMU, for people.
+    fn helpers(&self) -> Vec<Vec<String>> {
+        let serving = self.virtiofs.iter().flat_map(|program| {
+            let shown = |share| program.shown(share);
+            self.spec.shares.iter().map(shown)
+        });
+        self.passt.iter().map(Passt::shown).chain(serving).collect()
+    }
+
     /// The daemon, for people.
     pub(super) fn daemon(&self) -> String {
-        format!("libvirt {} at {}", self.version, self.uri)
+        format!("libvirt {} at {}", self.daemon.version, self.daemon.uri)
     }
 }
+
+/// The network's port where nothing is started: the kernel chooses it then.
+const SOME_PORT: u16 = 1;
 
 #[cfg(test)]
 mod tests;

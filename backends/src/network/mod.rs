@@ -11,6 +11,8 @@ mod pump;
 use std::net::Ipv4Addr;
 
 pub(crate) use self::passt::{Passt, Running};
+#[cfg(feature = "libvirt")]
+pub(crate) use self::pump::carry;
 
 /// The guest's address.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);

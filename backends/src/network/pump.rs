@@ -3,6 +3,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+#[cfg(feature = "libvirt")]
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -25,13 +27,36 @@ pub(super) fn start(guest: OwnedFd, passt: UnixStream) -> io::Result<()> {
     let guest = Arc::new(guest);
     let (from, to) = (Arc::clone(&guest), passt.try_clone()?);
     thread("guest to network", move || {
-        let ended = outwards(&from, &to);
+        let ended = outwards(&from, &to, ethernet::may_leave);
         close(&from, &to);
         ended
     })?;
     thread("network to guest", move || {
         let ended = inwards(&passt, &guest);
         close(&guest, &passt);
+        ended
+    })
+}
+
+/// Carries between a hypervisor's stream, which says a frame's length before it as passt's does, and the socket that
+/// a guest's frames are packets of. Both threads end when either side has closed its end.
+///
+/// # Errors
+/// As [`start`].
+#[cfg(feature = "libvirt")]
+pub(crate) fn carry(guest: TcpStream, packets: OwnedFd) -> io::Result<()> {
+    guest.set_nodelay(true)?;
+    let packets = Arc::new(packets);
+    let (from, to) = (guest.try_clone()?, Arc::clone(&packets));
+    thread("guest's frames out", move || {
+        let ended = inwards(&from, &to);
+        let _ = socket::shutdown(to.as_raw_fd(), socket::Shutdown::Both);
+        ended
+    })?;
+    thread("guest's frames in", move || {
+        // What may leave is decided where it leaves.
+        let ended = outwards(&packets, &guest, |_| true);
+        let _ = guest.shutdown(Shutdown::Both);
         ended
     })
 }
@@ -53,8 +78,8 @@ fn close(guest: &OwnedFd, passt: &UnixStream) {
     let _ = passt.shutdown(Shutdown::Both);
 }
 
-/// From the guest, whose frames are not trusted, to passt.
-fn outwards(guest: &OwnedFd, mut passt: &UnixStream) -> io::Result<()> {
+/// From packets, which are not trusted, to a stream: those that `may` pass.
+fn outwards(guest: &OwnedFd, mut stream: impl Write, may: fn(&[u8]) -> bool) -> io::Result<()> {
     // A byte more than the longest frame: whatever fills it is too long and was cut off.
     let mut buffer = vec![0; LENGTH + MAX_FRAME + 1];
     loop {
@@ -65,20 +90,20 @@ fn outwards(guest: &OwnedFd, mut passt: &UnixStream) -> io::Result<()> {
             Err(nix::Error::EINTR) => continue,
             Err(errno) => return Err(errno.into()),
         };
-        if len > MAX_FRAME || !ethernet::may_leave(&buffer[LENGTH..LENGTH + len]) {
+        if len > MAX_FRAME || !may(&buffer[LENGTH..LENGTH + len]) {
             continue;
         }
         buffer[..LENGTH].copy_from_slice(&length(len));
-        passt.write_all(&buffer[..LENGTH + len])?;
+        stream.write_all(&buffer[..LENGTH + len])?;
     }
 }
 
-/// From passt to the guest.
-fn inwards(mut passt: &UnixStream, guest: &OwnedFd) -> io::Result<()> {
+/// From a stream to packets.
+fn inwards(mut stream: impl Read, guest: &OwnedFd) -> io::Result<()> {
     let mut buffer = vec![0; 4 * (LENGTH + MAX_FRAME)];
     let mut filled = 0;
     loop {
-        match passt.read(&mut buffer[filled..]) {
+        match stream.read(&mut buffer[filled..]) {
             Ok(0) => return Ok(()),
             Ok(len) => filled += len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -173,6 +198,29 @@ mod tests {
             let received = socket::recv(guest.as_raw_fd(), &mut back, MsgFlags::empty()).unwrap();
             assert_eq!(back[..received], sent);
         }
+    }
+
+    #[cfg(feature = "libvirt")]
+    #[test]
+    fn a_stream_of_the_guest_s_becomes_packets_and_back() {
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut guest = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, packets) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        carry(listener.accept().unwrap().0, ours).unwrap();
+        let sent = [&length(600)[..], &frame(600)].concat();
+        guest.write_all(&sent[..100]).unwrap();
+        guest.write_all(&sent[100..]).unwrap();
+        let mut got = vec![0; MAX_FRAME];
+        let len = socket::recv(packets.as_raw_fd(), &mut got, MsgFlags::empty()).unwrap();
+        assert_eq!(got[..len], frame(600));
+        send(&packets, &got[..len]).unwrap();
+        let mut back = vec![0; sent.len()];
+        guest.read_exact(&mut back).unwrap();
+        assert_eq!(back, sent);
+        drop(packets);
+        assert_eq!(guest.read(&mut [0; 1]).unwrap(), 0);
     }
 
     #[test]

@@ -3,17 +3,46 @@
 
 use std::ops::Range;
 
+use apppot_contract::cmdline::Carrier;
 use apppot_contract::Channel;
 
 use super::firmware::{self, Start};
+use crate::descriptors::{MAX_CHANGES, MAX_DISKS, MAX_SHARES};
 use crate::guest::Names;
 use crate::image::ImageKind;
 use crate::kernel_line::KernelLine;
 use crate::spec::{MachineSpec, Network, Writes};
 use crate::{modules, Capabilities, Result};
 
-/// Longest kernel command line, bytes (`COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h).
-pub(crate) const COMMAND_LINE_SIZE: usize = 2048;
+/// What machines of QEMU's can be.
+pub(crate) const CAPABILITIES: Capabilities = Capabilities {
+    // `COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h.
+    command_line: 2048,
+    carrier: Some(Carrier::Link),
+    channels: &[
+        Channel::NineP,
+        Channel::Virtiofs,
+        Channel::Link,
+        Channel::Disk,
+    ],
+    images: &[
+        ImageKind::Partition,
+        ImageKind::Disk,
+        ImageKind::ReadOnly,
+        ImageKind::Directory,
+    ],
+    overlay_files: &[ImageKind::Partition, ImageKind::Disk],
+    writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
+    changes: MAX_CHANGES,
+    shares: MAX_SHARES,
+    disks: MAX_DISKS,
+    firmware: true,
+    user_network: true,
+    seccomp: false,
+    // Beyond 255 the machine needs an interrupt remapper.
+    cpus: 255,
+    managed: false,
+};
 
 /// The drivers that every machine needs, as modules are called: the bus, the link, shares.
 pub const ALWAYS: [&str; 5] = [

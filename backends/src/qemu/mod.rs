@@ -17,17 +17,12 @@ mod monitor;
 pub(crate) mod overlay;
 pub(crate) mod plan;
 pub mod program;
-mod virtiofs;
+pub(crate) mod virtiofs;
 
 pub use guest::ALWAYS;
 
 use std::path::Path;
 
-use apppot_contract::cmdline::Carrier;
-use apppot_contract::Channel;
-
-use crate::descriptors::{MAX_CHANGES, MAX_DISKS, MAX_SHARES};
-use crate::image::ImageKind;
 use crate::spec::MachineSpec;
 use crate::{Capabilities, Hypervisor, Machine, Rendered, Result, Usable};
 
@@ -41,33 +36,7 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            command_line: guest::COMMAND_LINE_SIZE,
-            carrier: Some(Carrier::Link),
-            channels: &[
-                Channel::NineP,
-                Channel::Virtiofs,
-                Channel::Link,
-                Channel::Disk,
-            ],
-            images: &[
-                ImageKind::Partition,
-                ImageKind::Disk,
-                ImageKind::ReadOnly,
-                ImageKind::Directory,
-            ],
-            overlay_files: &[ImageKind::Partition, ImageKind::Disk],
-            writable: &[ImageKind::Partition, ImageKind::Disk, ImageKind::Directory],
-            changes: MAX_CHANGES,
-            shares: MAX_SHARES,
-            disks: MAX_DISKS,
-            firmware: true,
-            user_network: true,
-            seccomp: false,
-            // Beyond 255 the machine needs an interrupt remapper.
-            cpus: 255,
-            managed: false,
-        }
+        guest::CAPABILITIES
     }
 
     fn has_hardware(&self) -> bool {

@@ -3,12 +3,14 @@
 //! Two things are wanted of it: why the machine has ended, and that it does not stop without ending.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use serde_json::Value;
+
+use crate::process::kill_process;
 
 /// The longest line that is read, bytes.
 const LONGEST: u64 = 64 << 10;
@@ -52,7 +54,7 @@ impl Monitor {
                         .unwrap_or_else(PoisonError::into_inner)
                         .get_or_insert(what);
                     if what == Said::Stopped {
-                        kill(&process);
+                        kill_process(process.as_fd());
                     }
                 });
             })?;
@@ -95,19 +97,6 @@ fn understand(line: &[u8]) -> Option<Said> {
         "STOP" => Some(Said::Stopped),
         _ => None,
     }
-}
-
-fn kill(process: &OwnedFd) {
-    // SAFETY: a pidfd, and no pointers that are followed.
-    unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Plan {
         let program = Program::find()?;
         let start = Start::find(spec, &drivers(spec))?;
         let virtiofs = match live(spec) {
-            Channel::Virtiofs => Some(Virtiofsd::for_shares(&spec.shares)?),
+            Channel::Virtiofs => Some(Virtiofsd::for_shares(backend.name(), &spec.shares)?),
             _ => None,
         };
         Self::with(backend, spec, program, start, kvm::accelerator(), virtiofs)

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::cache::{self, Kind};
 use crate::containment::{Confinement, Reach, Rule};
 use crate::descriptors::{duplicate, open_path};
-use crate::process::{self, descriptor_path, Process, Spawn};
+use crate::process::{self, descriptor_path, AtEnd, Process, Spawn};
 use crate::spec::{Containment, Share};
 use crate::{ask, Error, Result};
 
@@ -27,14 +27,14 @@ const DIRECTORY: RawFd = process::FIRST_DESCRIPTOR + 1;
 
 /// The program.
 #[derive(Debug, Clone)]
-pub(super) struct Virtiofsd {
+pub(crate) struct Virtiofsd {
     program: PathBuf,
     owner: (u32, u32),
 }
 
 /// One at work. Dropping it ends it; it ends by itself when QEMU has.
 #[derive(Debug)]
-pub(super) struct Serving {
+pub(crate) struct Serving {
     _process: Process,
 }
 
@@ -43,10 +43,10 @@ impl Virtiofsd {
     ///
     /// # Errors
     /// There is none that can be used, or it cannot serve one of them.
-    pub(super) fn for_shares(shares: &[Share]) -> Result<Self> {
+    pub(crate) fn for_shares(backend: &'static str, shares: &[Share]) -> Result<Self> {
         match shares.iter().find(|share| share.host.to_str().is_none()) {
             Some(share) => Err(Error::Incapable {
-                backend: "qemu",
+                backend,
                 what: format!(
                     "share '{}' by virtiofs, which takes only names in UTF-8",
                     share.host.display()
@@ -99,7 +99,7 @@ impl Virtiofsd {
     }
 
     /// Its command line for a directory, for people.
-    pub(super) fn shown(&self, share: &Share) -> Vec<String> {
+    pub(crate) fn shown(&self, share: &Share) -> Vec<String> {
         let args = arguments(self.owner, share.read_only);
         process::shown(self.program.as_os_str(), &args)
     }
@@ -126,6 +126,23 @@ impl Virtiofsd {
         .map_err(Error::system("start the watch over virtiofsd"))?;
         let (listener, stream) = connected(place.path()).map_err(Error::system(failed))?;
         drop(place);
+        let serving = self.serve_at(listener, share, console, mode, at_end)?;
+        Ok((serving, stream))
+    }
+
+    /// Starts one for `share`, which speaks on `console`, for whoever connects to `listener`. Must be called while
+    /// this process has one thread.
+    ///
+    /// # Errors
+    /// The directory is gone, or the process cannot be started.
+    pub(crate) fn serve_at(
+        &self,
+        listener: UnixListener,
+        share: &Share,
+        console: OwnedFd,
+        mode: Containment,
+        at_end: AtEnd,
+    ) -> Result<Serving> {
         let directory = open_path(&share.host)?;
         let rules = self.rules(&directory, share)?;
         let process = Spawn {
@@ -141,7 +158,7 @@ impl Virtiofsd {
         }
         .start()
         .map_err(Error::file("start", &self.program))?;
-        Ok((Serving { _process: process }, stream))
+        Ok(Serving { _process: process })
     }
 
     /// What its process may reach: its own parts, and the directory.

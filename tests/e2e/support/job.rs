@@ -299,7 +299,16 @@ impl<'a> Run<'a> {
     /// As [`Run::mounts`], also in a network namespace of its own.
     pub(crate) fn network(mut self, script: &str) -> Self {
         self.has_own_network = true;
-        self.mounts(script)
+        if self.job.site.backend != Backend::Libvirt {
+            return self.mounts(script);
+        }
+        // QEMU is in its daemon's network, so there is a daemon there, too.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let runtime = self.job.directory_beside(&format!("network{number}"));
+        let daemon = super::daemon::in_network(self.job.site, &runtime);
+        self.env("XDG_RUNTIME_DIR", &runtime)
+            .mounts(&format!("{script}\n{daemon}"))
     }
 
     /// The process as it will be started, but for its standard streams.

@@ -187,7 +187,7 @@ fn find() -> Result<Site, String> {
         lend_modules(&site)?;
     }
     site.kernel = kernel;
-    let virtiofsd = std::env::var_os("APPPOT_TEST_VIRTIOFSD").filter(|_| backend == Backend::Qemu);
+    let virtiofsd = std::env::var_os("APPPOT_TEST_VIRTIOFSD").filter(|_| backend != Backend::Uml);
     site.virtiofsd = virtiofsd.map(|path| lend(&site, Path::new(&path), "virtiofsd"));
     site.hypervisor = match backend {
         Backend::Uml => site.kernel.clone(),

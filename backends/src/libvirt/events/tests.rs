@@ -5,23 +5,23 @@ use std::time::{Duration, Instant};
 use virt::domain::Domain;
 
 use super::*;
-use crate::libvirt::connection::Connection;
 use crate::libvirt::place::uuid;
 use crate::process::wait_readable;
 
 /// A domain that runs, and its watch.
-fn running() -> (Connection, Domain, Arc<Watch>) {
+fn running() -> (Listening, Domain, Arc<Watch>) {
     start_loop().unwrap();
-    let connection = Connection::to("test:///default").unwrap();
+    let connect = Connect::open(Some("test:///default")).unwrap();
+    let connection = Arc::new(Connection::of(connect).unwrap());
     let uuid = uuid().unwrap();
-    let watch = Watch::new(&uuid).unwrap();
-    listen(&connection.connect, &watch).unwrap();
+    let (watch, _) = Watch::new(&uuid).unwrap();
+    let listening = Listening::start(Arc::clone(&connection), &watch).unwrap();
     let xml = format!(
         "<domain type='test'><name>job-{uuid}</name><uuid>{uuid}</uuid><memory>1024</memory>\
          <os><type>hvm</type></os></domain>"
     );
-    let domain = Domain::create_xml(&connection.connect, &xml, 0).unwrap();
-    (connection, domain, watch)
+    let domain = Domain::create_xml(connection.handle(), &xml, 0).unwrap();
+    (listening, domain, watch)
 }
 
 fn wait(watch: &Watch) -> Option<MachineEnd> {
@@ -70,8 +70,29 @@ fn how_it_stopped_says_what_happened() {
 }
 
 #[test]
+fn who_does_not_listen_any_more_keeps_nothing() {
+    let (listening, domain, watch) = running();
+    let connection = Arc::clone(&listening.connection);
+    // The pretended hypervisor takes close callbacks, and forgets them.
+    let kept = Arc::strong_count(&watch) - 1;
+    drop(listening);
+    let end = Instant::now() + Duration::from_secs(30);
+    while Arc::strong_count(&watch) > kept {
+        assert!(Instant::now() < end, "callbacks are still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    domain.destroy().unwrap();
+    drop(domain);
+    assert_eq!(watch.end(), None);
+    // Nobody else has it: libvirt closes it for good.
+    let mut another = connection.handle().clone();
+    drop(connection);
+    assert_eq!(another.close(), Ok(0));
+}
+
+#[test]
 fn what_was_heard_first_holds() {
-    let watch = Watch::new("").unwrap();
+    let (watch, _) = Watch::new("").unwrap();
     watch.set_end(MachineEnd::Destroyed);
     watch.set_end(MachineEnd::Disconnected);
     assert_eq!(watch.end(), Some(MachineEnd::Destroyed));

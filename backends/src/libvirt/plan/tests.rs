@@ -23,7 +23,11 @@ fn start(built_in: &str) -> Start {
 }
 
 fn plan(spec: &MachineSpec, start: Start, accelerator: Accelerator) -> Plan {
-    let daemon = (String::from("qemu:///session"), String::from("9.0.0"));
+    let daemon = Daemon {
+        uri: String::from("qemu:///session"),
+        version: String::from("9.0.0"),
+        group: None,
+    };
     let place = PathBuf::from("/tmp/.apppot-0");
     let uuid = String::from("8c1d02b5-3a52-4a3e-9d1a-5b7e1a2f3c4d");
     Plan::with(spec, start, accelerator, daemon, place, uuid).unwrap()
@@ -37,7 +41,7 @@ fn software() -> Accelerator {
 
 /// The domain's XML, which libvirt's own schemas allow, with what is of this test's host made up.
 fn shown(plan: &Plan) -> String {
-    let xml = plan.describe().unwrap().xml;
+    let xml = plan.describe(SOME_PORT).unwrap().xml;
     validate(&xml);
     let caller = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap();
     let caller = caller.map(|caller| format!(">{}</apppot:started-by", caller.name));
@@ -136,7 +140,7 @@ fn any_name_is_carried() {
         spec.contract.workload = Workload::Command(vec![OsStr::from_bytes(name).to_owned()]);
         let plan = plan(&spec, start(BUILT_IN), software());
         shown(&plan);
-        let described = plan.describe().unwrap();
+        let described = plan.describe(SOME_PORT).unwrap();
         let carried = match described.links.as_slice() {
             [] => path.to_str().unwrap().to_owned(),
             [(link, target)] => {
@@ -184,6 +188,51 @@ fn what_is_too_long_goes_by_the_link() {
 fn confinement_cannot_be_required() {
     let mut spec = spec();
     spec.containment = Containment::Required;
-    let error = Plan::make(&Libvirt, &spec).unwrap_err();
+    let error = Plan::make(&Libvirt::default(), &spec).unwrap_err();
     assert!(matches!(error, Error::Containment { .. }), "{error}");
+}
+
+#[test]
+fn directories_and_disks_by_other_ways() {
+    let mut spec = spec();
+    spec.live = Some(Channel::Virtiofs);
+    for writable in [false, true] {
+        spec.disks.push(crate::spec::Disk {
+            what: "a disk",
+            file: None,
+            writable,
+        });
+    }
+    let virtiofs = format!("{BUILT_IN}kernel/fs/fuse/virtiofs.ko\n");
+    let shown = shown(&plan(&spec, start(&virtiofs), software()));
+    for part in [
+        "<access mode=\"shared\"/>",
+        "<source socket=\"/tmp/.apppot-0/share0\"/>",
+        "<source file=\"/tmp/.apppot-0/disk0\"/>\n      <readonly/>",
+        "<source file=\"/tmp/.apppot-0/disk1\"/>\n      <target",
+    ] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+}
+
+#[test]
+fn the_network_is_a_socket_of_ours() {
+    let parts = spec();
+    let mut plan = plan(&parts, start(BUILT_IN), software());
+    plan.spec.network = crate::spec::Network::User {
+        host_loopback: false,
+    };
+    let shown = shown(&plan);
+    for part in ["<interface type=\"client\">", "52:54:0a:00:02:0f"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+}
+
+#[test]
+fn the_system_s_qemu_is_the_caller_s() {
+    let mut plan = plan(&spec(), start(BUILT_IN), software());
+    assert!(!shown(&plan).contains("seclabel"));
+    plan.daemon.group = Some(108);
+    let label = format!("<label>+{}:+108</label>", nix::unistd::geteuid());
+    assert!(shown(&plan).contains(&label));
 }

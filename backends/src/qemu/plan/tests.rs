@@ -194,7 +194,7 @@ fn what_is_too_long_goes_by_the_link() {
     assert!(plan.document.is_some());
     let line = plan.args.iter().any(|arg| {
         let arg = arg.to_string_lossy();
-        arg.contains("apppot.contract=link") && arg.len() < guest::COMMAND_LINE_SIZE
+        arg.contains("apppot.contract=link") && arg.len() < guest::CAPABILITIES.command_line
     });
     assert!(line);
 }
