@@ -1,7 +1,7 @@
-//! Builds the guest agent, which the `apppot` binary carries: one file is all that a batch node
+//! Builds the guest agent and the courier, which the `apppot` binary carries: one file is all that a batch node
 //! needs, and the agent always matches the launcher.
 //!
-//! The agent is a static executable whatever the launcher is, so it is built by a cargo of its own.
+//! They are static executables whatever the launcher is, so they are built by a cargo of their own.
 
 use std::env;
 use std::path::PathBuf;
@@ -10,6 +10,8 @@ use std::process::Command;
 fn main() {
     for input in [
         "guest-agent",
+        "courier/src",
+        "courier/Cargo.toml",
         "contract/src",
         "snapshot/src",
         "snapshot/Cargo.toml",
@@ -18,19 +20,20 @@ fn main() {
     ] {
         println!("cargo::rerun-if-changed={input}");
     }
+    let agent = build("apppot-init");
+    println!("cargo::rustc-env=APPPOT_AGENT={}", agent.display());
+    let courier = build("apppot-courier");
+    println!("cargo::rustc-env=APPPOT_COURIER={}", courier.display());
+}
+
+/// Builds a package of one static executable, by itself: what another one asks of a library stays out of it.
+fn build(package: &str) -> PathBuf {
     let variable = |name: &str| PathBuf::from(env::var_os(name).unwrap_or_default());
     let target = env::var("TARGET").unwrap_or_default();
     let directory = variable("OUT_DIR").join("agent");
     let status = Command::new(variable("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "apppot-init",
-            "--profile",
-            "agent",
-        ])
-        .args(["--target", &target])
+        .args(["build", "--quiet", "--package", package])
+        .args(["--profile", "agent", "--target", &target])
         .arg("--target-dir")
         .arg(&directory)
         .env(
@@ -45,8 +48,7 @@ fn main() {
         .status();
     assert!(
         status.is_ok_and(|status| status.success()),
-        "the guest agent could not be built"
+        "{package} could not be built"
     );
-    let agent = directory.join(target).join("agent/apppot-init");
-    println!("cargo::rustc-env=APPPOT_AGENT={}", agent.display());
+    directory.join(target).join("agent").join(package)
 }

@@ -106,7 +106,7 @@ test_libvirt() {
 
 managed=(libvirt:: libvirt_daemons:: arguments:: binds:: ending::a_launcher_that_is_killed_leaves_nothing network::names_and_connections)
 
-everywhere=(arguments binds channels ending environment files images jobdir layout_disk network qemu snap status streams
+everywhere=(arguments binds channels courier ending environment files images jobdir layout_disk network qemu snap status streams
     terminal users workload writes)
 
 # A virtiofsd that does without privileges: the distribution's (Debian 13), else built from its source.

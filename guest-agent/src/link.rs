@@ -30,11 +30,32 @@ impl Link {
     /// on the launcher may send.
     pub(crate) fn open(device: &Path) -> io::Result<Self> {
         let mut link = Self::reopen(device)?;
-        link.send(&Frame::Hello {
+        link.greet()?;
+        Ok(link)
+    }
+
+    /// Says hello over a socket.
+    pub(crate) fn over(socket: File) -> io::Result<Self> {
+        let mut link = Self::with(socket);
+        link.greet()?;
+        Ok(link)
+    }
+
+    fn with(device: File) -> Self {
+        Link {
+            device,
+            decoder: Decoder::default(),
+            kept: Decoder::default(),
+            input: Vec::new(),
+            received: 0,
+        }
+    }
+
+    fn greet(&mut self) -> io::Result<()> {
+        self.send(&Frame::Hello {
             protocol: PROTOCOL,
             agent: env!("CARGO_PKG_VERSION").as_bytes(),
-        })?;
-        Ok(link)
+        })
     }
 
     /// As [`Link::open`], when hello has been said already.
@@ -49,13 +70,7 @@ impl Link {
             termios::cfmakeraw(&mut settings);
             termios::tcsetattr(&file, termios::SetArg::TCSANOW, &settings)?;
         }
-        Ok(Link {
-            device: file,
-            decoder: Decoder::default(),
-            kept: Decoder::default(),
-            input: Vec::new(),
-            received: 0,
-        })
+        Ok(Self::with(file))
     }
 
     /// Sends a frame. Blocks while the launcher takes nothing, which it always soon does: it never

@@ -11,6 +11,7 @@ mod boot;
 mod changes;
 mod channels;
 mod clock;
+mod courier;
 mod defaults;
 mod devices;
 mod failure;
@@ -33,6 +34,7 @@ mod sudo;
 mod system;
 mod uplink;
 mod volumes;
+mod watchdog;
 mod workload;
 
 /// What C's start-up code calls. Rust's own, before it calls its `main`, looks at the standard

@@ -8,7 +8,8 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use apppot_contract::{cmdline, document, Contract};
+use apppot_contract::document::{self, Document};
+use apppot_contract::{cmdline, Contract, Pointer};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 
 use crate::{files, metadata, uplink, volumes};
@@ -22,6 +23,8 @@ pub(crate) enum Found {
     Contract(Box<Contract>),
     /// It comes over the link, whose device this is.
     OnLink(PathBuf),
+    /// It is where only the courier comes to.
+    Elsewhere(Box<Pointer>),
 }
 
 /// The kernel command line.
@@ -135,11 +138,7 @@ pub(crate) fn user_data(root: &Path) -> Result<Found, String> {
     };
     uplink::wait_for(root);
     match metadata::user_data(cloud, &cloud.addresses(), metadata::PATIENCE) {
-        Ok(Some(text)) if is_document(&text) => {
-            let contract = document::decode(&text);
-            let contract = contract.map_err(|error| format!("the cloud's user-data: {error}"))?;
-            Ok(Found::Contract(Box::new(contract)))
-        }
+        Ok(Some(text)) if is_document(&text) => understood(&text, "the cloud's user-data"),
         Ok(_) => Ok(Found::Absent),
         // Nobody knows whether there is a job; an ordinary machine is not ended for this.
         Err(error) => {
@@ -162,8 +161,16 @@ fn read(path: &Path, what: &str) -> Result<Found, String> {
         .take(document::MAX_LEN as u64 + 1)
         .read_to_end(&mut text);
     read.map_err(|error| format!("{what}: {error}"))?;
-    let contract = document::decode(&text).map_err(|error| format!("{what}: {error}"))?;
-    Ok(Found::Contract(Box::new(contract)))
+    understood(&text, what)
+}
+
+/// What a document says.
+pub(crate) fn understood(text: &[u8], what: &str) -> Result<Found, String> {
+    match document::decode_user_data(text) {
+        Ok(Document::Contract(contract)) => Ok(Found::Contract(contract)),
+        Ok(Document::Elsewhere(pointer)) => Ok(Found::Elsewhere(pointer)),
+        Err(error) => Err(format!("{what}: {error}")),
+    }
 }
 
 #[cfg(test)]

@@ -13,14 +13,18 @@ use std::io;
 use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
+use apppot_contract::store::SAVING;
 use apppot_contract::{document, Contract, Report};
 use nix::mount::{mount, MsFlags};
 
+use crate::courier::Courier;
 use crate::failure::{Failure, Step};
 use crate::link::Link;
 use crate::{
-    accounts, channels, defaults, growth, hostname, job, mounts, network, shutdown, sources, sudo,
+    accounts, channels, defaults, growth, hostname, job, metadata, mounts, network, shutdown,
+    sources, sudo, uplink, watchdog,
 };
 
 /// The agent's own directory, in memory.
@@ -132,19 +136,22 @@ fn execute_init() -> io::Error {
 
 /// The service: runs the job in the booted system, and powers it off. Without a job the system stays.
 pub(crate) fn serve() -> ! {
-    let mut link = None;
+    let mut ends = Ends::default();
     match growth::root() {
         Ok(true) => eprintln!("apppot-init: the root filesystem now is as large as its disk"),
         Ok(false) => {}
         Err(error) => eprintln!("apppot-init: cannot grow the root filesystem: {error}"),
     }
-    let report = match live(&mut link) {
+    let report = match live(&mut ends) {
         Ok(None) => std::process::exit(0),
         Ok(Some(report)) => report,
         Err(failure) => Report::of(failure.outcome()),
     };
     shutdown::detach_shares();
-    shutdown::report(link, &report);
+    shutdown::report(ends.link, &report);
+    if let Some(courier) = ends.courier {
+        courier.wait();
+    }
     // The init's own way, which ends its services; else the kernel's.
     if !Command::new("poweroff")
         .status()
@@ -155,17 +162,26 @@ pub(crate) fn serve() -> ! {
     std::process::exit(0)
 }
 
-/// The contract that was left behind or, in a system that another initramfs has started, is to be found.
-fn find_contract() -> Result<Option<Contract>, Failure> {
+/// What must be dealt with when the job has ended, or could not be started.
+#[derive(Default)]
+struct Ends {
+    link: Option<Link>,
+    courier: Option<Courier>,
+    leash: Option<watchdog::Leash>,
+}
+
+/// The contract that was left behind or, in a system that another initramfs has started, is to be found; or
+/// where it is.
+fn find_contract() -> Result<sources::Found, Failure> {
     let path = PathBuf::from(DIRECTORY).join("contract");
     let step = "reading the contract";
     if let Ok(text) = fs::read(&path) {
         let _ = fs::remove_file(&path);
-        return document::decode(&text).step(step).map(Some);
+        return sources::understood(&text, "what was left behind").step(step);
     }
     // It was left behind, and another service has had it.
     if Path::new(DIRECTORY).exists() {
-        return Ok(None);
+        return Ok(sources::Found::Absent);
     }
     let root = Path::new("/");
     let mut found = sources::command_line(root).step(step)?;
@@ -176,9 +192,7 @@ fn find_contract() -> Result<Option<Contract>, Failure> {
         found = sources::user_data(root).step(step)?;
     }
     match found {
-        sources::Found::Absent => Ok(None),
-        sources::Found::Contract(contract) if contract.changes.is_empty() => Ok(Some(*contract)),
-        sources::Found::Contract(_) => Err(Failure::new(
+        sources::Found::Contract(contract) if !contract.changes.is_empty() => Err(Failure::new(
             "merging the changes",
             "the image's initramfs is not AppPot's, and now its system is running",
         )),
@@ -189,23 +203,81 @@ fn find_contract() -> Result<Option<Contract>, Failure> {
                 device.display()
             ),
         )),
+        found => Ok(found),
     }
 }
 
+/// Opens the way to the launcher. The contract, which may come that way.
+fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, Failure> {
+    let contract = match found {
+        sources::Found::Contract(contract) => contract,
+        sources::Found::Elsewhere(pointer) => {
+            let document = document::encode_pointer(&pointer);
+            send_for(&document, pointer.deadline, pointer.grace, ends)?;
+            let received = match &mut ends.link {
+                Some(link) => link.receive_contract(),
+                None => Err(String::from("there is no link")),
+            };
+            return received.step("receiving the contract").map(Some);
+        }
+        // The last has been refused.
+        sources::Found::Absent | sources::Found::OnLink(_) => return Ok(None),
+    };
+    match contract.deadline {
+        Some(deadline) if !contract.store.is_empty() => {
+            let document = document::encode(&contract);
+            send_for(&document, deadline, contract.grace, ends)?;
+        }
+        _ => {
+            let device = contract.link.as_deref();
+            let device = device
+                .ok_or_else(|| Failure::new("starting the job", "the contract names no link"))?;
+            let greeted = Path::new(DIRECTORY).join("greeted").exists();
+            let opened = match greeted {
+                true => Link::reopen(device),
+                false => Link::open(device),
+            };
+            let opened = opened.step(format!("opening the link {}", device.display()))?;
+            ends.link = Some(opened);
+        }
+    }
+    Ok(Some(*contract))
+}
+
+/// Starts the courier. From here on the machine ends in time, whatever happens.
+fn send_for(
+    document: &str,
+    deadline: SystemTime,
+    grace: Duration,
+    ends: &mut Ends,
+) -> Result<(), Failure> {
+    let step = "starting the courier";
+    let end = grace
+        .checked_add(SAVING)
+        .and_then(|later| deadline.checked_add(later));
+    let leash = end.map(watchdog::start).transpose().step(step)?;
+    ends.leash = leash;
+    let root = Path::new("/");
+    uplink::wait_for(root);
+    let services = match metadata::cloud(root) {
+        Some(metadata::Cloud::Ec2) => metadata::Cloud::Ec2.addresses(),
+        _ => Vec::new(),
+    };
+    let (courier, link) = Courier::start(document, &services).step(step)?;
+    ends.courier = Some(courier);
+    ends.link = Some(link);
+    Ok(())
+}
+
 /// The report; `None` when there is no contract.
-fn live(link: &mut Option<Link>) -> Result<Option<Report>, Failure> {
-    let Some(mut contract) = find_contract()? else {
+fn live(ends: &mut Ends) -> Result<Option<Report>, Failure> {
+    let found = find_contract()?;
+    let Some(mut contract) = connect(found, ends)? else {
         return Ok(None);
     };
-    let device = contract.link.as_deref();
-    let device =
-        device.ok_or_else(|| Failure::new("starting the job", "the contract names no link"))?;
-    let greeted = Path::new(DIRECTORY).join("greeted").exists();
-    let opened = match greeted {
-        true => Link::reopen(device),
-        false => Link::open(device),
+    let Some(link) = &mut ends.link else {
+        return Err(Failure::new("starting the job", "there is no link"));
     };
-    let link = link.insert(opened.step(format!("opening the link {}", device.display()))?);
     hostname::make_own_known(Path::new("/"), &contract).step("writing /etc/hosts")?;
     let image = defaults::read(Path::new("/"), &mut contract)?;
     let identity = accounts::become_known(Path::new("/"), &contract)?;

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use apppot_contract::link::{Decoder, Frame};
@@ -70,14 +70,14 @@ fn a_source_without_a_kernel_is_refused() {
 }
 
 /// A machine that nobody has told of AppPot, as QEMU starts it by itself.
-struct Machine {
+pub(crate) struct Machine {
     process: Child,
     console: PathBuf,
 }
 
 impl Machine {
     /// With this disk and further arguments.
-    fn start(job: &Job, disk: &Path, args: &[&str]) -> Self {
+    pub(crate) fn start(job: &Job, disk: &Path, args: &[&str]) -> Self {
         let console = job.beside("console");
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -106,12 +106,12 @@ impl Machine {
         Machine { process, console }
     }
 
-    fn says(&self) -> String {
+    pub(crate) fn says(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
     /// Waits for something: systems boot slowly without hardware virtualisation.
-    fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let end = Instant::now() + Duration::from_secs(420);
         while !condition(self) {
             let ended = self.process.try_wait().unwrap();
@@ -121,6 +121,17 @@ impl Machine {
                 self.says()
             );
             assert!(Instant::now() < end, "not in time: {what}: {}", self.says());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Machine {
+    /// Waits until it has powered itself off.
+    pub(crate) fn ends(&mut self) {
+        let end = Instant::now() + Duration::from_secs(420);
+        while self.process.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "it does not end: {}", self.says());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -303,27 +314,30 @@ fn a_contract_disk_is_found_by_its_label() {
 
 /// The metadata service of a cloud as strict as EC2's, and QEMU's arguments for a machine that has it. For
 /// the machine alone: it is at 169.254.169.254 in a network of its own, and on loopback here.
-struct Metadata {
+pub(crate) struct Metadata {
     args: Vec<String>,
     asked: Arc<AtomicUsize>,
+    /// That the machine is taken back.
+    notice: Arc<Mutex<Option<String>>>,
 }
 
 impl Metadata {
     /// The first `late` questions are answered by an error.
-    fn start(job: &Job, late: usize, user_data: &str) -> Self {
+    pub(crate) fn start(job: &Job, late: usize, user_data: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let asked = Arc::new(AtomicUsize::new(0));
         let (count, user_data) = (Arc::clone(&asked), user_data.to_owned());
+        let notice = Arc::new(Mutex::new(None));
+        let given = Arc::clone(&notice);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                answer(stream, count.fetch_add(1, Relaxed) < late, &user_data);
+                let notice = given.lock().unwrap().clone();
+                let is_late = count.fetch_add(1, Relaxed) < late;
+                answer(stream, is_late, &user_data, notice.as_deref());
             }
         });
-        let text = format!(
-            "#!/bin/bash\nexec 3<>/dev/tcp/127.0.0.1/{port} 4<&0\ncat <&4 >&3 &\ncat <&3\nkill $!\n"
-        );
-        let forward = job.script("forward", &text);
+        let forward = forward(job, "forward", &format!("127.0.0.1:{port}"));
         let net = format!(
             "user,id=n,net=169.254.0.0/16,restrict=on,guestfwd=tcp:169.254.169.254:80-cmd:{}",
             forward.display()
@@ -337,15 +351,44 @@ impl Metadata {
             "virtio-net-pci,netdev=n",
         ];
         let args = args.map(str::to_owned).into();
-        Metadata { args, asked }
+        Metadata {
+            args,
+            asked,
+            notice,
+        }
     }
 
-    fn args(&self) -> Vec<&str> {
+    /// What is at this address, at 169.254.169.253 for the machine.
+    pub(crate) fn with_store(mut self, job: &Job, address: &str) -> Self {
+        let forward = forward(job, "store", address);
+        for arg in self.args.iter_mut().filter(|arg| arg.starts_with("user,")) {
+            arg.push_str(&format!(
+                ",guestfwd=tcp:169.254.169.253:80-cmd:{}",
+                forward.display()
+            ));
+        }
+        self
+    }
+
+    /// Tells the machine that it is taken back.
+    pub(crate) fn take_back(&self, notice: &str) {
+        *self.notice.lock().unwrap() = Some(notice.to_owned());
+    }
+
+    pub(crate) fn args(&self) -> Vec<&str> {
         self.args.iter().map(String::as_str).collect()
     }
 }
 
-fn answer(mut stream: TcpStream, is_late: bool, user_data: &str) {
+/// A program that connects its standard streams with this address.
+fn forward(job: &Job, name: &str, address: &str) -> PathBuf {
+    let place = address.replace(':', "/");
+    let text =
+        format!("#!/bin/bash\nexec 3<>/dev/tcp/{place} 4<&0\ncat <&4 >&3 &\ncat <&3\nkill $!\n");
+    job.script(name, &text)
+}
+
+fn answer(mut stream: TcpStream, is_late: bool, user_data: &str, notice: Option<&str>) {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -359,8 +402,15 @@ fn answer(mut stream: TcpStream, is_late: bool, user_data: &str) {
     let line = request.split(" http/").next().unwrap();
     let (status, body) = match line {
         _ if is_late || !has("host: 169.254.169.254") => (503, ""),
-        "put /latest/api/token" if has("x-aws-ec2-metadata-token-ttl-seconds: 60") => {
+        "put /latest/api/token"
+            if request.contains("\r\nx-aws-ec2-metadata-token-ttl-seconds: ") =>
+        {
             (200, "to+ken==")
+        }
+        "get /latest/meta-data/spot/instance-action"
+            if has("x-aws-ec2-metadata-token: to+ken==") =>
+        {
+            notice.map_or((404, ""), |notice| (200, notice))
         }
         "get /latest/user-data" if has("x-aws-ec2-metadata-token: to+ken==") => (200, user_data),
         _ => (401, ""),

@@ -27,6 +27,7 @@ mod channels;
 mod concurrency;
 mod config;
 mod containment;
+mod courier;
 mod doctor;
 mod ec2;
 mod ending;

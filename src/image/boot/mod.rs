@@ -19,6 +19,9 @@ use crate::failure::hinted;
 const DIRECTORY: &str = "boot/apppot";
 /// The agent in the image.
 const AGENT: &str = "usr/lib/apppot/agent";
+/// The other end of its link in clouds, which nobody but the agent starts.
+const COURIER: &str = "usr/lib/apppot/courier";
+const COURIER_PROGRAM: &[u8] = include_bytes!(env!("APPPOT_COURIER"));
 
 /// Its version, for 'apppot image info'.
 pub(super) const VERSION: &str = "etc/apppot/agent-version";
@@ -73,6 +76,7 @@ pub(super) fn prepare(filesystem: &mut Filesystem) -> Result<()> {
     filesystem.add_file(&at("initrd"), 0o600, &initrd)?;
     filesystem.add_file("boot/grub/grub.cfg", 0o644, GRUB.as_bytes())?;
     filesystem.add_file(AGENT, 0o755, crate::run::AGENT)?;
+    filesystem.add_file(COURIER, 0o755, COURIER_PROGRAM)?;
     let version = concat!(env!("CARGO_PKG_VERSION"), "\n");
     filesystem.add_file(VERSION, 0o644, version.as_bytes())?;
     let systemd = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
@@ -253,7 +257,7 @@ mod tests {
         let place = |name: &str| initrd.find(name).expect(name);
         assert!(place("modules/00-nvme-core.ko") < place("modules/01-nvme.ko"));
         assert!(initrd.contains("the driver"));
-        assert!(filesystem.has(AGENT).unwrap());
+        assert!(filesystem.has(AGENT).unwrap() && filesystem.has(COURIER).unwrap());
         let version = read(&mut filesystem, VERSION);
         assert_eq!(version.trim(), env!("CARGO_PKG_VERSION"));
     }
