@@ -104,7 +104,8 @@ test_libvirt() {
         cargo test --package apppot --features libvirt --test e2e --locked -- --test-threads=2 "${managed[@]}"
 }
 
-managed=(libvirt:: libvirt_daemons:: arguments:: binds:: ending::a_launcher_that_is_killed_leaves_nothing network::names_and_connections)
+managed=(libvirt:: libvirt_daemons:: arguments:: binds:: ending::a_launcher_that_is_killed_leaves_nothing network::names_and_connections
+    layout_disk::a_bios_boots_it_and_the_job_is_a_service)
 
 everywhere=(arguments binds channels courier ending environment files images jobdir layout_disk network qemu snap status streams
     terminal users workload writes)
