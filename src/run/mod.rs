@@ -37,6 +37,9 @@ use crate::staging::{Staging, Wishes};
 /// The machine cannot be started, or the host's side of it fails.
 pub(crate) fn run(args: &MachineArgs, workload: Workload, general: &General) -> Result<u8> {
     let started = Instant::now();
+    if !args.dry_run {
+        Signals::hold().context("cannot hold signals")?;
+    }
     let jobdir = JobDirectory::find(args.workdir.as_deref())?;
     let config = Config::load(options(args), &jobdir.real)?;
     if config.backend.value == cloud::BACKEND {

@@ -146,6 +146,9 @@ fn environment(config: &Config, backend: &dyn Hypervisor) -> Vec<(&'static str, 
     if let Some(kernel) = &config.kernel.value {
         environment.push(("APPPOT_KERNEL", kernel.into()));
     }
+    if let Some(connect) = &config.connect.value {
+        environment.push(("APPPOT_CONNECT", connect.into()));
+    }
     for row in config.rows() {
         match row.key {
             "containment" => environment.push(("APPPOT_CONTAINMENT", row.value.into())),

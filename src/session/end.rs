@@ -11,6 +11,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::files::Files;
 use super::output::Output;
+use super::signals::ends_the_job;
 use super::{terminal, timeout, Ended, Session};
 use crate::outcome::{Ending, Lost};
 
@@ -28,16 +29,17 @@ impl Session<'_> {
             if ends && self.asked.is_none() {
                 self.asked = Some(signal);
             }
-            let early = self.boot.is_none() || self.files.as_ref().is_some_and(Files::is_sending);
+            let early = self.is_early();
             if early || self.report.is_some() || (self.returning && again) {
                 // Nothing runs yet, or nothing any more; or results are not wanted.
                 if ends {
                     self.machine.kill()?;
+                } else if early && !self.waiting.contains(&signal) {
+                    self.waiting.push(signal);
                 }
                 continue;
             }
-            // Signal numbers are below 65.
-            self.sender.send(&Frame::Signal(signal as u8));
+            self.send_signal(signal);
             if ends && self.shutdown_at.is_none() {
                 let shutdown = Instant::now() + self.terms.grace;
                 self.shutdown_at = Some(shutdown);
@@ -46,6 +48,27 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the agent is not there, or has not got the command's files.
+    fn is_early(&self) -> bool {
+        self.boot.is_none() || self.files.as_ref().is_some_and(Files::is_sending)
+    }
+
+    /// Sends the signals that have waited for the command, if it is time. The agent keeps them until the command
+    /// runs.
+    pub(super) fn send_waiting(&mut self) {
+        if self.waiting.is_empty() || self.is_early() {
+            return;
+        }
+        for signal in std::mem::take(&mut self.waiting) {
+            self.send_signal(signal);
+        }
+    }
+
+    fn send_signal(&self, signal: i32) {
+        // Signal numbers are below 65.
+        self.sender.send(&Frame::Signal(signal as u8));
     }
 
     /// When the agent must be there, if it is not.
@@ -200,8 +223,3 @@ impl Session<'_> {
 
 /// What a reader gets to take the rest of the output when the launcher has been asked to end.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
-
-/// Whether a signal asks for the end.
-pub(crate) fn ends_the_job(signal: i32) -> bool {
-    !matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGWINCH)
-}

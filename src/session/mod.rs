@@ -28,12 +28,11 @@ use apppot_contract::Report;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use self::console::Console;
-pub(crate) use self::end::ends_the_job;
 use self::feed::{Feed, Returns};
 use self::files::Files;
 use self::output::Output;
 use self::sender::Sender;
-pub(crate) use self::signals::Signals;
+pub(crate) use self::signals::{ends_the_job, Signals};
 use self::terminal::RawTerminal;
 use crate::outcome::{printable, Ending, Lost};
 use crate::staging::Staging;
@@ -67,6 +66,9 @@ pub(crate) struct Terms {
 
 /// Results that have not moved for so long will not, when the job was to have ended.
 const RESULTS_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often it is looked whether signals that wait can be sent.
+const WAITING_STEP: Duration = Duration::from_millis(20);
 
 /// How the session ended, and when what happened.
 #[derive(Debug)]
@@ -112,6 +114,8 @@ struct Session<'a> {
     started: Instant,
     boot: Option<Duration>,
     report: Option<Report>,
+    /// Signals for the command that came before it could be sent any.
+    waiting: Vec<i32>,
     /// The first signal that asked the launcher to end.
     asked: Option<i32>,
     /// When the agent is told to end the job.
@@ -164,6 +168,7 @@ impl<'a> Session<'a> {
             started,
             boot: None,
             report: None,
+            waiting: Vec::new(),
             asked: None,
             shutdown_at: None,
             kill_at: Some(kill_at),
@@ -193,6 +198,7 @@ impl<'a> Session<'a> {
             if ready.signals {
                 self.take_signals()?;
             }
+            self.send_waiting();
             if ready.ended {
                 return self.machine_ended();
             }
@@ -203,7 +209,10 @@ impl<'a> Session<'a> {
     }
 
     fn poll(&mut self) -> Result<Ready> {
-        let next = [self.shutdown_at, self.kill_at, self.boot_deadline()];
+        // Files on their way to the guest say nothing when they are there.
+        let again = (self.boot.is_some() && !self.waiting.is_empty())
+            .then(|| Instant::now() + WAITING_STEP);
+        let next = [self.shutdown_at, self.kill_at, self.boot_deadline(), again];
         let next = next.into_iter().flatten().min();
         let mut fds = vec![
             PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),

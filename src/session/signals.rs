@@ -17,8 +17,14 @@ const TAKEN: [Signal; 8] = [
     Signal::SIGWINCH,
 ];
 
-/// Those that are for the command alone: before there is one, they come to nothing.
-const HELD: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGXCPU];
+/// Those that are for the command alone, and wait until there is one. The others end the launcher then.
+const FOR_THE_COMMAND: [Signal; 2] = [Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Whether a signal asks for the end, rather than tells the command something.
+pub(crate) fn ends_the_job(signal: i32) -> bool {
+    let others = FOR_THE_COMMAND.iter().chain(&[Signal::SIGWINCH]);
+    !others.copied().any(|other| other as i32 == signal)
+}
 
 /// The launcher's signals.
 #[derive(Debug)]
@@ -39,9 +45,10 @@ impl Signals {
         SignalFd::with_flags(&set, flags).map(|descriptor| Signals { descriptor })
     }
 
-    /// Keeps those that are for the command from ending us, until [`Signals::take`].
+    /// Keeps those that are for the command from ending us, until [`Signals::take`] finds them.
     pub(crate) fn hold() -> nix::Result<()> {
-        let held = HELD.into_iter().filter(|&signal| !is_ignored(signal));
+        let held = FOR_THE_COMMAND.into_iter();
+        let held = held.filter(|&signal| !is_ignored(signal));
         held.collect::<SigSet>().thread_block()
     }
 

@@ -20,7 +20,8 @@ fn signals_reach_the_command() {
         let script = format!(
             "trap 'echo {name} >got; exit 5' {name}; echo ready; while :; do sleep 0.02; done"
         );
-        let running = job.sh(&script).limit(20).start();
+        // However slow the guest is, it is not the grace that ends the command.
+        let running = job.sh(&script).with(&["--grace", "60s"]).start();
         running.until_it_prints("ready");
         running.signal(number);
         let done = running.finish();
@@ -115,6 +116,19 @@ fn a_signal_during_the_boot_ends_it_at_once() {
             "{:?}",
             done.elapsed
         );
+    }
+}
+
+#[test]
+fn a_signal_for_the_command_waits_for_it() {
+    let Some(job) = Job::new() else { return };
+    let boot = boot_time(&job);
+    for signal in [libc::SIGUSR1, libc::SIGUSR2] {
+        let run = job.sh("exec sleep 1000").input(Input::Open);
+        let running = run.start();
+        std::thread::sleep(boot / 2);
+        running.signal(signal);
+        running.finish().exits(128 + signal);
     }
 }
 

@@ -137,6 +137,9 @@ impl Drop for Job {
     }
 }
 
+/// How much longer than on an idle machine with User-Mode Linux a run may take.
+const SLOWER: u32 = 5;
+
 /// Standard input of a run.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -166,6 +169,7 @@ pub(crate) struct Run<'a> {
     umask: Option<u32>,
     ignored: Option<i32>,
     has_unnamed_files: bool,
+    has_locks: bool,
 }
 
 impl<'a> Run<'a> {
@@ -196,6 +200,7 @@ impl<'a> Run<'a> {
             umask: None,
             ignored: None,
             has_unnamed_files: true,
+            has_locks: true,
         }
     }
 
@@ -254,7 +259,8 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// How long it may take before it is killed.
+    /// How long it may take before it is killed, where instructions are not translated and nobody else computes:
+    /// what hangs is to be noticed, not what is slow.
     pub(crate) fn limit(mut self, seconds: u64) -> Self {
         self.limit = Duration::from_secs(seconds);
         self
@@ -289,6 +295,12 @@ impl<'a> Run<'a> {
         self
     }
 
+    /// Where no filesystem has locks (flock), as some of clusters.
+    pub(crate) fn without_locks(mut self) -> Self {
+        self.has_locks = false;
+        self
+    }
+
     /// Runs it where this shell script, as root of a mount namespace of its own, has changed the
     /// mounts. (An ordinary user is root there, and stays it.)
     pub(crate) fn mounts(mut self, script: &str) -> Self {
@@ -296,7 +308,8 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// As [`Run::mounts`], also in a network namespace of its own.
+    /// As [`Run::mounts`], also in a network namespace of its own: of its uplink only 192.0.2.1 is there, which
+    /// is the name server, too.
     pub(crate) fn network(mut self, script: &str) -> Self {
         self.has_own_network = true;
         if self.job.site.backend != Backend::Libvirt {
@@ -324,7 +337,7 @@ impl<'a> Run<'a> {
             .current_dir(&self.directory);
         let close = matches!(self.input, Input::Closed);
         let (limits, umask, ignored) = (self.limits.clone(), self.umask, self.ignored);
-        let has_unnamed_files = self.has_unnamed_files;
+        let (has_unnamed_files, has_locks) = (self.has_unnamed_files, self.has_locks);
         // SAFETY: only async-signal-safe calls.
         unsafe {
             command.pre_exec(move || {
@@ -348,9 +361,12 @@ impl<'a> Run<'a> {
                 if let Some(signal) = ignored {
                     libc::signal(signal, libc::SIG_IGN);
                 }
-                match has_unnamed_files {
+                if !has_unnamed_files {
+                    processes::refuse_unnamed_files()?;
+                }
+                match has_locks {
                     true => Ok(()),
-                    false => processes::refuse_unnamed_files(),
+                    false => processes::refuse_locks(),
                 }
             });
         }
@@ -401,7 +417,7 @@ impl<'a> Run<'a> {
             Input::File(file) => (file.into(), None),
         };
         let child = processes::spawn(command.stdin(stdin)).unwrap();
-        Running::new(child, bytes, self.limit)
+        Running::new(child, bytes, self.limit * SLOWER)
     }
 
     /// Runs it to its end.

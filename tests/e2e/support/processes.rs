@@ -60,26 +60,47 @@ pub(crate) fn as_user(command: &mut Command, site: &Site) {
 pub(crate) fn refuse_unnamed_files() -> io::Result<()> {
     const UNNAMED: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
     const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP as u32;
-    let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+    let (is, jump) = (libc::BPF_JMP | libc::BPF_JEQ, libc::BPF_JMP | libc::BPF_JA);
+    // struct seccomp_data: the call's number at 0, its arguments from 16 on.
+    filter(&mut [
+        step(LOAD, 0, 0, 0),
+        step(is, libc::SYS_openat as u32, 0, 2),
+        step(LOAD, 32, 0, 0),
+        step(jump, 2, 0, 0),
+        step(is, libc::SYS_open as u32, 0, 3),
+        step(LOAD, 24, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JSET, UNNAMED, 0, 1),
+        step(libc::BPF_RET, REFUSED, 0, 0),
+        step(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ])
+}
+
+/// Lets flock(2) fail, as on a filesystem that has no locks. Only async-signal-safe calls.
+pub(crate) fn refuse_locks() -> io::Result<()> {
+    const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOLCK as u32;
+    let is = libc::BPF_JMP | libc::BPF_JEQ;
+    filter(&mut [
+        step(LOAD, 0, 0, 0),
+        step(is, libc::SYS_flock as u32, 0, 1),
+        step(libc::BPF_RET, REFUSED, 0, 0),
+        step(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ])
+}
+
+const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+
+/// One step of a filter.
+fn step(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter {
         code: code as u16,
         jt,
         jf,
         k,
-    };
-    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let (is, jump) = (libc::BPF_JMP | libc::BPF_JEQ, libc::BPF_JMP | libc::BPF_JA);
-    // struct seccomp_data: the call's number at 0, its arguments from 16 on.
-    let mut program = [
-        step(load, 0, 0, 0),
-        step(is, libc::SYS_openat as u32, 0, 2),
-        step(load, 32, 0, 0),
-        step(jump, 2, 0, 0),
-        step(is, libc::SYS_open as u32, 0, 3),
-        step(load, 24, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JSET, UNNAMED, 0, 1),
-        step(libc::BPF_RET, REFUSED, 0, 0),
-        step(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0, 0),
-    ];
+    }
+}
+
+/// Filters the system calls of this process and those that it starts.
+fn filter(program: &mut [libc::sock_filter]) -> io::Result<()> {
     let filter = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
