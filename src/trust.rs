@@ -1,8 +1,12 @@
 //! What may be remembered of a file by its stamp, and whose memories are believed.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use nix::unistd::getegid;
+
+use crate::caller;
 
 /// What fstatfs(2) says of filesystems whose times a user makes up.
 const FUSE: i64 = 0x6573_5546;
@@ -24,9 +28,34 @@ pub(crate) fn has_true_stamp(path: &Path) -> bool {
     is_regular && File::open(path).is_ok_and(|file| filesystem(&file).is_some())
 }
 
+/// Whether stamps of the files in a directory can be relied on.
+pub(crate) fn has_true_stamps(directory: &Path) -> bool {
+    let found = nix::sys::statfs::statfs(directory);
+    #[allow(clippy::unnecessary_cast)] // It is another type elsewhere.
+    found.is_ok_and(|found| found.filesystem_type().0 as i64 != FUSE)
+}
+
 /// Whether it is a real directory, which nobody but this user can write into.
 pub(crate) fn is_directory_of(path: &Path, uid: u32) -> bool {
     is_owners(path, uid, true)
+}
+
+/// Whether nobody but this user and root can put something else in the place of a directory of theirs: `path` is
+/// absolute and has no links in it.
+pub(crate) fn stays(path: &Path, uid: u32) -> bool {
+    let open_to_group = |metadata: &Metadata| {
+        // Where every user has a group of their own, the umask lets it write.
+        let is_own = || metadata.gid() == getegid().as_raw() && caller::has_private_group();
+        metadata.mode() & 0o020 != 0 && metadata.gid() != 0 && !is_own()
+    };
+    path.ancestors().skip(1).all(|directory| {
+        std::fs::symlink_metadata(directory).is_ok_and(|metadata| {
+            // In a sticky directory, names are their owners'.
+            let is_closed = metadata.mode() & libc::S_ISVTX != 0
+                || (metadata.mode() & 0o002 == 0 && !open_to_group(&metadata));
+            [uid, 0].contains(&metadata.uid()) && is_closed
+        })
+    })
 }
 
 /// Whether it is a real file, which nobody but this user can write into.
@@ -75,6 +104,33 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_stays_where_others_cannot_move_it() {
+        let place = tempfile::tempdir().unwrap();
+        let path = fs::canonicalize(place.path()).unwrap().join("a/b");
+        fs::create_dir_all(&path).unwrap();
+        let uid = nix::unistd::geteuid().as_raw();
+        let above = path.parent().unwrap();
+        let set = |mode| fs::set_permissions(above, fs::Permissions::from_mode(mode)).unwrap();
+        for (mode, expected) in [(0o755, true), (0o757, false), (0o1777, true), (0o700, true)] {
+            set(mode);
+            assert_eq!(stays(&path, uid), expected, "{mode:o}");
+        }
+        // Its own mode is another question.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(stays(&path, uid));
+        if uid == 0 {
+            std::os::unix::fs::chown(above, Some(12345), None).unwrap();
+            assert!(!stays(&path, uid) && stays(&path, 12345));
+        }
+        set(0o770);
+        std::os::unix::fs::chown(above, Some(uid), None).unwrap();
+        if uid == 0 {
+            std::os::unix::fs::chown(above, None, Some(12345)).unwrap();
+            assert!(!stays(&path, uid));
+        }
+    }
+
+    #[test]
     fn only_regular_files_have_stamps_to_rely_on() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(has_true_stamp(file.path()));
@@ -82,5 +138,6 @@ mod tests {
             assert!(!has_true_stamp(Path::new(path)));
         }
         assert!(filesystem(&File::open("/dev/null").unwrap()).is_none());
+        assert!(has_true_stamps(Path::new("/proc")) && !has_true_stamps(Path::new("/missing")));
     }
 }

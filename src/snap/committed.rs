@@ -26,7 +26,6 @@ use super::Examined;
 use crate::failure::say;
 use crate::progress::PATIENCE;
 use crate::run::AGENT;
-use crate::session::Signals;
 use crate::trust;
 
 /// Longest that an image may take to be made.
@@ -60,7 +59,7 @@ impl Wanted<'_> {
         if !is_large(self.archives) || !images::is_quick(self.image) || !self.is_the_same() {
             return None;
         }
-        match self.find_or_make(&Kept::find()?) {
+        match self.find_or_make(&mut Kept::find()?) {
             Ok(image) => image,
             Err(error) => {
                 self.tell(&format!(
@@ -92,7 +91,7 @@ impl Wanted<'_> {
         }
     }
 
-    fn find_or_make(&self, kept: &Kept) -> Result<Option<Image>> {
+    fn find_or_make(&self, kept: &mut Kept) -> Result<Option<Image>> {
         if self.makes {
             kept.create()?;
         }
@@ -106,7 +105,11 @@ impl Wanted<'_> {
             entry.touch();
             return Ok(Some(image));
         }
-        if !self.makes || entry.is_first_use()? {
+        if !self.makes {
+            return Ok(None);
+        }
+        if entry.is_first_use()? {
+            kept.sweep();
             return Ok(None);
         }
         let slow = "another job takes long to make an image";
@@ -117,8 +120,7 @@ impl Wanted<'_> {
         }
         ensure!(!entry.has_failed(), "this has failed before");
         // Nobody forgets it now.
-        entry.touch();
-        Signals::hold().context("cannot hold signals")?;
+        entry.begin()?;
         let _all = self.turn(end, || kept.lock())?.context(slow)?;
         self.make(kept, &entry).map(Some)
     }

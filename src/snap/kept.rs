@@ -27,8 +27,8 @@ const MOST: u64 = 10 << 30;
 const IN_USE: Duration = Duration::from_secs(600);
 /// A note without an image, or a file that nobody has finished, is forgotten after this.
 const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
-/// What could not be made is tried again after this.
-const AGAIN: Duration = Duration::from_secs(24 * 3600);
+/// What could not be made is tried again after this: the reason may have been a full disk, or another kernel.
+const AGAIN: Duration = Duration::from_secs(600);
 const FAILED: &str = "failed";
 /// The file that all makers lock.
 const LOCK: &str = "lock";
@@ -61,14 +61,27 @@ impl Kept {
         made.with_context(|| format!("cannot make '{}'", self.directory.display()))
     }
 
-    /// Makes sure that nobody but the caller can put anything there.
+    /// Makes sure that nobody but the caller can put anything there, or another directory in its place.
     ///
     /// # Errors
     /// Somebody else can, or it is not there.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&mut self) -> Result<()> {
+        let uid = geteuid().as_raw();
+        let mut is_own = trust::is_directory_of(&self.directory, uid);
+        if is_own {
+            // Nobody can lead links elsewhere from now on.
+            self.directory = fs::canonicalize(&self.directory)?;
+            is_own = trust::stays(&self.directory, uid);
+        }
         ensure!(
-            trust::is_directory_of(&self.directory, geteuid().as_raw()),
+            is_own,
             "'{}' is no directory that nobody but you can write into",
+            self.directory.display()
+        );
+        // It might be made again at each use.
+        ensure!(
+            trust::has_true_stamps(&self.directory),
+            "the filesystem of '{}' is not the kernel's own",
             self.directory.display()
         );
         Ok(())
@@ -160,7 +173,7 @@ impl Kept {
 
     /// Forgets notes of what was used once, and files that a killed process has left; but nothing of an
     /// image that is being made.
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         let is_old = |path: &Path| {
             let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
             modified.is_ok_and(|time| age(time) > FORGOTTEN)
@@ -294,6 +307,13 @@ impl Entry {
         let time = fs::metadata(&self.note).and_then(|note| note.modified());
         let recently = time.is_ok_and(|time| age(time) < AGAIN);
         recently && self.text().is_some_and(|text| text == FAILED)
+    }
+
+    /// Notes that it is being made: what was noted before is over. The caller has the lock.
+    pub(super) fn begin(&self) -> Result<()> {
+        self.write("")?;
+        self.touch();
+        Ok(())
     }
 
     /// Notes that it could not be made. The caller has the lock.

@@ -1,6 +1,7 @@
 //! Large changes: committed into an image that is kept, once.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,8 +61,12 @@ impl<'a> Scene<'a> {
     }
 
     fn run(&self, archive: &str) -> Run<'a> {
+        self.run_of(SHOW, archive)
+    }
+
+    fn run_of(&self, script: &str, archive: &str) -> Run<'a> {
         let options = ["-v", "--root", "--changes", archive];
-        let run = self.job.sh(SHOW).image(&self.image).with(&options);
+        let run = self.job.sh(script).image(&self.image).with(&options);
         run.env("XDG_CACHE_HOME", &self.cache).limit(180)
     }
 
@@ -72,6 +77,20 @@ impl<'a> Scene<'a> {
         let paths = entries.map(|entry| entry.unwrap().path());
         let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
         paths.filter(|path| is_wanted(&name(path))).collect()
+    }
+
+    /// Makes the directory, and a note in it of long ago.
+    fn note(&self, name: &str) -> PathBuf {
+        let mut directory = self.cache.clone();
+        for part in ["apppot", "committed"] {
+            directory.push(part);
+            // A launcher may have made the first.
+            fs::create_dir_all(&directory).unwrap();
+            self.job.give(&directory);
+        }
+        let note = self.job.put(directory.join(name), "");
+        tool("touch", &["-d", "2020-01-01", note.to_str().unwrap()]);
+        note
     }
 
     fn images(&self) -> Vec<PathBuf> {
@@ -87,12 +106,14 @@ fn large_changes_are_committed_when_they_are_used_again() {
     // Nothing is made of what nobody starts, or of the first use.
     scene.run("c").with(&["--dry-run"]).go().exits(0);
     assert!(scene.kept(|_| true).is_empty());
+    // What others were used for once, long ago.
+    let old = scene.note("0123");
     let said = |run: Run| {
         let done = run.go().exits(0).prints(SHOWN);
         done.stderr.contains("prepared in")
     };
     assert!(!said(scene.run("c")));
-    assert!(scene.images().is_empty());
+    assert!(scene.images().is_empty() && !old.exists());
     assert!(said(scene.run("c")));
     let images = scene.images();
     assert_eq!(images.len(), 1);
@@ -116,6 +137,18 @@ fn large_changes_are_committed_when_they_are_used_again() {
     assert!(!done.stderr.contains(kept));
     let doctor = job.apppot(&["doctor"]).env("XDG_CACHE_HOME", &scene.cache);
     doctor.go().shows(&["1 with large changes"]);
+    // By the way that the base directories' specification has it; and not where others could move it.
+    let shows = |run: Run| run.with(&["--dry-run"]).go().exits(0).text().contains(kept);
+    let home = job.directory_beside("home");
+    std::os::unix::fs::symlink(&scene.cache, home.join(".cache")).unwrap();
+    let at_home = || scene.run("c").env("HOME", &home);
+    assert!(shows(at_home().env("XDG_CACHE_HOME", "relative")));
+    assert!(!shows(at_home().env("XDG_CACHE_HOME", &home)));
+    let set = |mode| tool("chmod", &[mode, scene.cache.to_str().unwrap()]);
+    set("0777");
+    assert!(!shows(scene.run("c")));
+    set("0700");
+    assert!(shows(scene.run("c")));
     // Somebody else's work in its place is not booted.
     fs::write(&images[0], "an image").unwrap();
     assert!(said(scene.run("c")));
@@ -183,18 +216,47 @@ fn nothing_half_made_stays_when_the_launcher_is_killed() {
         assert_eq!(running.finish().signal(), Some(signal));
         eventually("nothing is left of it", || unfinished() == 0);
     }
-    // A signal that is for the job does not end the preparation.
-    let lock = || scene.kept(|name| name == "lock");
-    lock()
-        .iter()
-        .for_each(|path| fs::remove_file(path).unwrap());
-    let running = scene.run("c").start();
-    eventually("it is prepared", || lock().len() == 1);
-    running.signal(libc::SIGUSR1);
-    running.finish().says(&["prepared in"]);
-    assert_eq!(scene.images().len(), 1);
     let run = scene.run("c").go().exits(0).prints(SHOWN);
-    assert!(!run.stderr.contains("prepared in"));
+    assert!(run.stderr.contains("prepared in"));
+}
+
+#[test]
+fn a_signal_for_the_job_waits_while_its_image_is_prepared() {
+    let Some(job) = Job::new() else { return };
+    let scene = Scene::of_many_files(&job);
+    scene.run("c").go().exits(0);
+    let start = || scene.run_of("exec sleep 1000", "c").start();
+    // Another job has the lock.
+    let note = &scene.kept(|name| !name.contains('.'))[0];
+    let taken = fs::File::open(note).unwrap();
+    // SAFETY: flock takes no pointers, the descriptor is open.
+    assert_eq!(unsafe { libc::flock(taken.as_raw_fd(), libc::LOCK_EX) }, 0);
+    let running = start();
+    running.until_it_says("waiting for another job");
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.finish().signal(), Some(libc::SIGTERM));
+    let running = start();
+    running.until_it_says("waiting for another job");
+    running.signal(libc::SIGUSR1);
+    drop(taken);
+    running.until_it_says("preparing");
+    running.signal(libc::SIGUSR1);
+    let done = running.finish().exits(128 + libc::SIGUSR1);
+    done.says(&["prepared in"]);
+    assert_eq!(scene.images().len(), 1);
+}
+
+#[test]
+fn without_locks_nothing_is_kept() {
+    let Some(job) = Job::new() else { return };
+    let scene = Scene::of_many_files(&job);
+    for _ in 0..2 {
+        let run = scene.run("c").without_locks().go();
+        run.exits(0).prints(SHOWN);
+    }
+    let run = scene.run("c").without_locks().go().exits(0).prints(SHOWN);
+    run.says(&["merged at boot, not kept: cannot lock"]);
+    assert!(scene.images().is_empty());
 }
 
 /// The archive has one file, larger than the image.
@@ -233,6 +295,22 @@ fn an_image_grows_by_what_is_committed_into_it() {
     let (before, after) = (&scene.image, kept);
     let len = |path: &Path| path.metadata().unwrap().len();
     assert!(len(after) > len(before) + LARGE as u64);
+    // Where nothing can be written, what is there is booted, and nothing else is made.
+    let read_only = |cache: &Path| {
+        let run = job.sh("stat -c %s /large").image(&scene.image).limit(180);
+        let run = run
+            .env("XDG_CACHE_HOME", cache)
+            .with(&["-v", "--changes", "c"]);
+        let cache = cache.display();
+        let script =
+            format!("mount --bind '{cache}' '{cache}'; mount -o remount,bind,ro '{cache}'");
+        let done = run.mounts(&script).go().exits(0);
+        done.prints(&format!("{LARGE}\n")).stderr
+    };
+    let said = read_only(&scene.cache);
+    assert!(said.contains(kept.to_str().unwrap()), "{said}");
+    let said = read_only(&job.directory_beside("empty"));
+    assert!(said.contains("not kept: cannot make"), "{said}");
 }
 
 #[test]

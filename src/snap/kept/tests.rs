@@ -94,7 +94,7 @@ fn what_does_not_fit_beside_what_is_in_use_is_not_made() {
 
 #[test]
 fn links_and_pipes_are_no_notes_and_others_directories_are_not_used() {
-    let (place, kept) = kept();
+    let (place, mut kept) = kept();
     kept.check().unwrap();
     let entry = image(&kept, "x", Duration::ZERO);
     drop(entry.keep().unwrap());
@@ -117,6 +117,29 @@ fn links_and_pipes_are_no_notes_and_others_directories_are_not_used() {
 }
 
 #[test]
+fn nobody_else_can_move_the_directory_or_lead_to_another() {
+    let (place, _) = kept();
+    let directory = place.path().join("open/committed");
+    fs::create_dir_all(&directory).unwrap();
+    let set = |mode| {
+        fs::set_permissions(
+            directory.parent().unwrap(),
+            fs::Permissions::from_mode(mode),
+        )
+    };
+    set(0o755).unwrap();
+    std::os::unix::fs::symlink("open", place.path().join("link")).unwrap();
+    let by_link = || Kept {
+        directory: place.path().join("link/committed"),
+    };
+    let mut kept = by_link();
+    kept.check().unwrap();
+    assert_eq!(kept.directory, fs::canonicalize(&directory).unwrap());
+    set(0o757).unwrap();
+    assert!(kept.check().is_err() && by_link().check().is_err());
+}
+
+#[test]
 fn an_image_is_used_when_it_is_the_one_that_was_made() {
     let (_place, kept) = kept();
     let entry = image(&kept, "x", Duration::ZERO);
@@ -135,7 +158,7 @@ fn an_image_is_used_when_it_is_the_one_that_was_made() {
 }
 
 #[test]
-fn what_failed_is_tried_again_on_another_day() {
+fn what_failed_is_tried_again_after_a_while() {
     let (_place, kept) = kept();
     let entry = image(&kept, "x", Duration::ZERO);
     assert!(!entry.has_failed());
@@ -143,4 +166,8 @@ fn what_failed_is_tried_again_on_another_day() {
     assert!(entry.has_failed() && entry.image().is_none() && !entry.path.exists());
     set_age(&entry.note, 2 * AGAIN);
     assert!(!entry.has_failed());
+    // Who begins again and is killed has not failed.
+    entry.fail();
+    entry.begin().unwrap();
+    assert!(!entry.has_failed() && entry.image().is_none());
 }
