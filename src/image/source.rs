@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use apppot_image::decompress::{self, Compression};
 use apppot_image::oci::{Archive, Layout, Reference};
 
+use super::store;
 use crate::failure::hinted;
 
 /// A source that has been looked at.
@@ -38,7 +39,10 @@ impl Source {
             return None;
         }
         let rest = PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix));
-        Some(rest.map_or_else(|| PathBuf::from(text), |rest| tagged(rest).0))
+        Some(match rest {
+            Some(rest) => tagged(rest).0,
+            None => store::resolve(Path::new(text)),
+        })
     }
 
     /// Looks at what the user names. `room` is a directory for unpacked archives, each of `most` bytes.
@@ -57,13 +61,14 @@ impl Source {
                 };
             }
         }
-        if Path::new(text).symlink_metadata().is_err() && Reference::parse(text).is_ok() {
+        let path = store::resolve(Path::new(text));
+        if path.symlink_metadata().is_err() && Reference::parse(text).is_ok() {
             return Err(hinted(
                 format!("there is no '{text}' here"),
                 format!("for an image in a registry: docker://{text}"),
             ));
         }
-        Self::look(Path::new(text), None, room, most)
+        Self::look(&path, None, room, most)
     }
 
     fn look(path: &Path, tag: Option<String>, room: &Path, most: u64) -> Result<Self> {

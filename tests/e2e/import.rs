@@ -233,6 +233,14 @@ fn names_in_the_store() {
     job.put("apppot.toml", "image = \"small-1.0\"\n");
     run().go().exits(0).prints("small");
     fs::remove_file(job.path().join("apppot.toml")).unwrap();
+    // It is a source like any other image.
+    let copy = job.beside("copy.img");
+    with(&["import", "small-1.0", text(&copy)]).go().exits(0);
+    job.run(&["cat", "/etc/name"])
+        .image(&copy)
+        .go()
+        .exits(0)
+        .prints("small");
     with(&["rm", "small-1.0", "other"])
         .go()
         .exits(125)

@@ -2,6 +2,8 @@
 # usage: install.sh [USER]
 set -eu
 export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true
+# A kernel's package makes no initrd, which takes minutes here: whoever boots the image has one.
+export INITRD=No
 
 cd /var/cache/apt/archives
 # Only root can give directories their owners and modes, and dpkg leaves alone those that are there.

@@ -308,8 +308,7 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// As [`Run::mounts`], also in a network namespace of its own: of its uplink only 192.0.2.1 is there, which
-    /// is the name server, too.
+    /// As [`Run::mounts`], also in a network namespace of its own.
     pub(crate) fn network(mut self, script: &str) -> Self {
         self.has_own_network = true;
         if self.job.site.backend != Backend::Libvirt {
