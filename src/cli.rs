@@ -106,6 +106,9 @@ pub(crate) enum SnapCommand {
         /// The new image
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+        /// Replace a file that is there already
+        #[arg(long)]
+        force: bool,
         /// Merge archives even if they were made for another base
         #[arg(long)]
         changes_any_base: bool,

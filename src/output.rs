@@ -49,6 +49,8 @@ impl Output {
     /// # Errors
     /// As there, or something has the name.
     pub(crate) fn begin_new(path: &Path, inputs: &[&Path]) -> Result<Self> {
+        // A source is a source first.
+        Place::find(path, inputs)?;
         if path.symlink_metadata().is_ok() {
             return Err(hinted(
                 format!("'{}' exists", path.display()),

@@ -55,8 +55,18 @@ pub(crate) fn run(command: &SnapCommand, general: &General) -> Result<u8> {
             base,
             changes,
             output,
+            force,
             changes_any_base,
-        } => return commit(base, changes, output, *changes_any_base, general),
+        } => {
+            let begin = match force {
+                true => Output::begin,
+                false => Output::begin_new,
+            };
+            let inputs = std::iter::once(base).chain(changes);
+            let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
+            let new = begin(output, &inputs)?;
+            return commit(base, changes, new, *changes_any_base, general);
+        }
     }
     Ok(0)
 }
@@ -268,19 +278,14 @@ fn compare_base(archive: &Archive, image: &Image) -> Result<()> {
 fn commit(
     base: &Path,
     changes: &[PathBuf],
-    output: &Path,
+    new: Output,
     any_base: bool,
     general: &General,
 ) -> Result<u8> {
     let image = Image::open(base)?;
-    let inputs: Vec<&Path> = std::iter::once(base)
-        .chain(changes.iter().map(PathBuf::as_path))
-        .collect();
-    let new = Output::begin(output, &inputs)?;
     let archives = examine(changes, any_base, &image, &Writes::Memory, None)?;
     images::copy(&image, new.file())?;
-    images::lengthen(&image, new.file(), &archives)
-        .with_context(|| format!("cannot write '{}'", output.display()))?;
+    images::lengthen(&image, new.file(), &archives).context("cannot write the new image")?;
     let merge = run::Inside {
         command: vec!["/run/apppot-bin/apppot-snap".into(), "sync".into()],
         changes,

@@ -78,6 +78,18 @@ impl Image {
             return Err(no_image("it is empty"));
         }
         let found = look(&file).map_err(Error::file("read image", path))?;
+        if let Ok(image) = found.as_ref() {
+            let end = end(&file, image).map_err(Error::file("read image", path))?;
+            if metadata.is_file() && end > metadata.len() {
+                let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+                return Err(no_image(&format!(
+                    "it is truncated: its {} ends at {:.1} MiB, the file at {:.1} MiB",
+                    image.filesystem.unwrap_or("filesystem"),
+                    mib(end),
+                    mib(metadata.len())
+                )));
+            }
+        }
         found
             .map(|found| Image {
                 path: path.to_owned(),
@@ -197,6 +209,29 @@ fn filesystem_at(file: &File, start: u64) -> io::Result<Option<&'static str>> {
     Ok(None)
 }
 
+/// The byte in `file` at which the root filesystem ends by its own account; 0 where that is not known.
+/// (`Documentation/filesystems/ext4/super.rst`; `struct squashfs_super_block` and `struct erofs_super_block` of Linux.)
+fn end(file: &File, image: &Image) -> io::Result<u64> {
+    let mut block = [0; 2048];
+    match file.read_exact_at(&mut block, image.start) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+        read => read?,
+    }
+    let long = |at: usize| u64::from_le_bytes(*block[at..].first_chunk().unwrap_or(&[0; 8]));
+    let word = |at: usize| long(at) & u64::from(u32::MAX);
+    let len = match image.filesystem {
+        Some("ext4") => {
+            let is_large = word(1024 + 96) & 0x80 != 0;
+            let high = if is_large { word(1024 + 336) << 32 } else { 0 };
+            (word(1024 + 4) | high).saturating_mul(1024 << word(1024 + 24).min(6))
+        }
+        Some("squashfs") => long(40),
+        Some("erofs") => word(1024 + 36) << block[1024 + 12].min(16),
+        _ => return Ok(0),
+    };
+    Ok(image.start.saturating_add(len))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +268,23 @@ mod tests {
         assert!(reason(Path::new("/no/such")).contains("cannot open image"));
         let directory = tempfile::tempdir().unwrap();
         assert!(reason(directory.path()).contains("none of bin"));
+    }
+
+    #[test]
+    fn what_is_shorter_than_its_filesystem_is_truncated() {
+        let ext4: [(u64, &[u8]); 3] = [(1080, b"\x53\xef"), (1024 + 24, &[2]), (1024 + 4, &[0, 1])];
+        Image::open(file_with(&ext4).path()).unwrap();
+        let squashfs: [(u64, &[u8]); 2] = [(0, b"hsqs"), (40, &[1, 0, 16])];
+        let erofs: [(u64, &[u8]); 3] = [
+            (1024, b"\xe2\xe1\xf5\xe0"),
+            (1024 + 12, &[12]),
+            (1024 + 36, &[1, 1]),
+        ];
+        let longer = [ext4[0], ext4[1], (1024 + 4, &[1, 1])];
+        for parts in [&longer[..], &squashfs, &erofs] {
+            let error = Image::open(file_with(parts).path()).unwrap_err();
+            assert!(error.to_string().contains("truncated"), "{error}");
+        }
     }
 
     #[test]

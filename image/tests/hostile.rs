@@ -225,3 +225,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn device_numbers_that_linux_has_not() {
+    let mut archive = Tar::default().add("dev/x", b'3', "", b"").end();
+    archive[329..337].copy_from_slice(b"0011610\0");
+    archive[148..156].fill(b' ');
+    let sum: u32 = archive[..512].iter().copied().map(u32::from).sum();
+    archive[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let error = attempt(&archive).unwrap_err().to_string();
+    let why = "'dev/x' in the archive: has device numbers that Linux has not: 5000, 0";
+    assert!(error.contains(why), "{error}");
+}

@@ -84,8 +84,14 @@ fn gather(image: &Image) -> Result<Map<String, Value>> {
         fact("os", json!(inside.os()));
         fact("command", json!(inside.command()));
         let origin = inside.origin();
-        for name in ["source", "digest", "created", "platform", "labels"] {
-            fact(name, origin.get(name).cloned().unwrap_or(Value::Null));
+        for (name, key) in [
+            ("source", "source"),
+            ("source-digest", "digest"),
+            ("created", "created"),
+            ("platform", "platform"),
+            ("labels", "labels"),
+        ] {
+            fact(name, origin.get(key).cloned().unwrap_or(Value::Null));
         }
     }
     if image.kind == ImageKind::Directory {

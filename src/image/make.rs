@@ -38,6 +38,7 @@ impl<'a> New<'a> {
             }
             boot::check()?;
         }
+        store::check_ending(word, args.format)?;
         let target = store::target(word, args.format)?;
         if store::is_name(word) {
             let directory = store::directory()?;

@@ -67,6 +67,18 @@ pub(crate) fn target(word: &Path, format: Format) -> Result<PathBuf> {
     Ok(directory()?.join(format!("{}.{ending}", word.display())))
 }
 
+/// Fails when a file of that name would be taken for one of another format.
+pub(crate) fn check_ending(word: &Path, format: Format) -> Result<()> {
+    let ending = word.extension().and_then(|ending| ending.to_str());
+    let remedy = match (ending, format) {
+        (Some("squashfs"), Format::Ext4) => "--format squashfs makes one",
+        (Some("erofs"), _) => "the formats are ext4 and squashfs",
+        _ => return Ok(()),
+    };
+    let name = word.display();
+    Err(hinted(format!("'{name}' would be no such image"), remedy))
+}
+
 /// All images, sorted by name.
 pub(crate) fn list() -> Result<Vec<(String, PathBuf)>> {
     let mut images = Vec::new();

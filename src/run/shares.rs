@@ -77,9 +77,9 @@ fn normal(path: &Path) -> PathBuf {
 fn bind(text: &OsString) -> Result<Share> {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let bytes = text.as_bytes();
-    let (paths, read_only) = match bytes.strip_suffix(b":ro") {
-        Some(paths) => (paths, true),
-        None => (bytes.strip_suffix(b":rw").unwrap_or(bytes), false),
+    let (paths, mode) = match bytes.len().checked_sub(3).map(|at| bytes.split_at(at)) {
+        Some((paths, mode @ (b":ro" | b":rw"))) => (paths, Some(mode)),
+        _ => (bytes, None),
     };
     let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_owned()));
     let (host, guest) = match paths.iter().position(|&byte| byte == b':') {
@@ -87,6 +87,13 @@ fn bind(text: &OsString) -> Result<Share> {
         Some(at) if !path(paths).exists() => (path(&paths[..at]), Some(path(&paths[at + 1..]))),
         _ => (path(paths), None),
     };
+    let last = guest.as_ref().and_then(|guest| guest.to_str());
+    if let (None, Some((_, word))) = (mode, last.and_then(|guest| guest.rsplit_once(':'))) {
+        return Err(hinted(
+            format!("'{word}' is neither ro nor rw"),
+            "HOST:GUEST:rw where the directory in the guest has a colon in its name",
+        ));
+    }
     let host = std::fs::canonicalize(&host).with_context(|| format!("'{}'", host.display()))?;
     if !host.is_dir() {
         let directory = host.parent().unwrap_or(&host);
@@ -112,6 +119,6 @@ fn bind(text: &OsString) -> Result<Share> {
     Ok(Share {
         host,
         guest,
-        read_only,
+        read_only: mode == Some(b":ro"),
     })
 }

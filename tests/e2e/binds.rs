@@ -32,6 +32,14 @@ fn read_and_written_as_allowed() {
 }
 
 #[test]
+fn with_a_mode_that_is_none_are_refused() {
+    let Some(job) = Job::new() else { return };
+    let bind = format!("{}:/mnt/x:RO", job.path().display());
+    let done = job.run(&["true"]).with(&["--bind", &bind]).go().exits(125);
+    done.says(&["'RO' is neither ro nor rw"]);
+}
+
+#[test]
 fn several_at_once_and_with_the_hosts_root() {
     let Some(job) = Job::new() else { return };
     let names = ["one", "two with space", "three:colon"];

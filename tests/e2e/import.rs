@@ -356,6 +356,9 @@ fn what_is_no_source_is_refused_and_leaves_nothing() {
         ],
     );
     refuse("/does/not/exist", &["cannot read '/does/not/exist'"]);
+    let squashfs = ["import", text(job.path()), "new.squashfs"];
+    let done = image(&job, &squashfs).go().exits(125);
+    done.says(&["hint: --format squashfs makes one"]);
     refuse("docker://127.0.0.1:1/x", &["registry 127.0.0.1:1", "hint:"]);
     job.put("nonsense", "nonsense ".repeat(100));
     refuse("nonsense", &["the archive is malformed"]);

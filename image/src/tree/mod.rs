@@ -114,6 +114,13 @@ impl Tree {
     /// # Errors
     /// The path leads nowhere or out of the tree.
     pub(crate) fn put(&mut self, path: &[u8], kind: Kind, meta: Meta) -> Result<(), Refusal> {
+        if let Kind::Character(major, minor) | Kind::Block(major, minor) = kind {
+            // As much as ext4, and Linux's dev_t, has room for.
+            if major > 0xfff || minor > 0xf_ffff {
+                let numbers = format!("{major}, {minor}");
+                return Err(format!("has device numbers that Linux has not: {numbers}"));
+            }
+        }
         let Some((directory, name)) = self.parent(path, Way::Made)? else {
             return self.put_root(kind, meta);
         };

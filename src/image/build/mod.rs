@@ -117,8 +117,8 @@ impl Build<'_> {
 
     /// Fetches the packages, and makes an image in which they lie unpacked.
     fn unpack(&mut self) -> Result<()> {
-        self.step(&format!("fetching packages for '{}'", self.recipe.name));
         let files = self.recipe.contents()?;
+        self.step(&format!("fetching packages for '{}'", self.recipe.name));
         let bootstrap = Bootstrap::start(self.recipe, &self.transcript)?;
         let options = Options {
             size: Some(WORKING_SIZE),
