@@ -192,8 +192,14 @@ fn spare_signals() -> libc::c_int {
             libc::SIGHUP,
             libc::SIGQUIT,
             libc::SIGXCPU,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
         ] {
             libc::sigaddset(&mut spared, signal);
+        }
+        // UML's processes that execute the guest's programs unblock these two, and ignore what is ignored now.
+        for signal in [libc::SIGUSR1, libc::SIGUSR2] {
+            libc::signal(signal, libc::SIG_IGN);
         }
         libc::sigprocmask(libc::SIG_SETMASK, &spared, std::ptr::null_mut())
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::{eventually, noise, processes, Input, Job};
+use crate::support::{eventually, noise, processes, Backend, Input, Job};
 
 #[test]
 fn signals_reach_the_command() {
@@ -244,4 +244,33 @@ fn an_ordinary_end_leaves_nothing() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(names, ["file"]);
+}
+
+/// As batch systems send them.
+#[test]
+fn signals_to_all_processes_of_a_job_are_for_the_command() {
+    let Some(job) = Job::new() else { return };
+    // A kernel that traces what it executes gives up when that gets a signal which is not blocked there.
+    let gives_up = job.site.backend == Backend::Uml && !job.site.has_own_kernel();
+    let script = "for s in TERM USR1 USR2; do trap \"echo $s >>got\" $s; done
+        echo ready; while ! grep -q TERM got 2>/dev/null; do sleep 0.02; done; exit 0";
+    let running = job.sh(script).with(&["--grace", "60s"]).start();
+    running.until_it_prints("ready");
+    let below = processes::descendants(running.pid());
+    for (name, signal) in [
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("TERM", libc::SIGTERM),
+    ] {
+        let all = signal == libc::SIGTERM || !gives_up;
+        for &pid in below.iter().filter(|_| all) {
+            // SAFETY: processes of ours, which wait for what we do.
+            unsafe { libc::kill(pid as i32, signal) };
+        }
+        running.signal(signal);
+        eventually("it has arrived", || {
+            job.has("got") && job.read("got").contains(name)
+        });
+    }
+    running.finish().exits(0);
 }
