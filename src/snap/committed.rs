@@ -242,7 +242,8 @@ impl Wanted<'_> {
             option
         };
         let mut command = Command::new("/proc/self/exe");
-        command.args(["--quiet", "snap", "commit"]);
+        // In the place of what is not the image that was made.
+        command.args(["--quiet", "snap", "commit", "--force"]);
         command.arg(option("--base=", &self.image.path));
         command.arg(option("--output=", path));
         for archive in self.archives {

@@ -237,7 +237,7 @@ fn what_is_in_a_squashfs_image_is_told() {
     let info = image(&job, &["info", text(&target)]).go().exits(0);
     info.shows(&[
         "squashfs",
-        "layout      partition",
+        "layout         partition",
         "purpose=test",
         "./greet world",
         "sha256:",

@@ -43,8 +43,8 @@ fn its_filesystem_and_its_table_are_sound() {
     job.apppot(&["image", "verify", name]).go().exits(0);
     assert!(tool("sfdisk", &["--verify", name]).contains("No errors detected"));
     let done = job.apppot(&["image", "info", name]).go().exits(0);
-    let version = format!("agent       {}", env!("CARGO_PKG_VERSION"));
-    done.shows(&["layout      disk", &version]);
+    let version = format!("agent          {}", env!("CARGO_PKG_VERSION"));
+    done.shows(&["layout         disk", &version]);
 }
 
 /// Also that an image is a source of images.

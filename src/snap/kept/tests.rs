@@ -17,7 +17,7 @@ fn set_age(path: &Path, age: Duration) {
 fn image(kept: &Kept, name: &str, used: Duration) -> Entry {
     let entry = kept.entry(name);
     assert!(entry.is_first_use().unwrap());
-    let mut bytes = vec![1; 1 << 20];
+    let mut bytes = vec![0; 1 << 20];
     bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
     fs::write(&entry.path, bytes).unwrap();
     set_age(&entry.path, used);
