@@ -16,6 +16,7 @@ mod guest;
 pub mod image;
 pub mod initramfs;
 mod kernel_line;
+mod kernels;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod limits;
@@ -101,6 +102,12 @@ pub trait Machine {
 
     /// A descriptor that becomes readable when the machine has ended.
     fn ended(&self) -> std::os::fd::BorrowedFd<'_>;
+
+    /// A descriptor that becomes readable when somebody else asks the machine to shut down, as by its power
+    /// button; `None` where nobody can.
+    fn shutdown_requests(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
 
     /// Ends the machine at once. Harmless when it has ended already.
     ///

@@ -15,7 +15,6 @@ use anyhow::{Context, Result};
 use apppot_backends::spec::{Firmware, MachineSpec, Network, Writes};
 use apppot_backends::Hypervisor;
 use apppot_contract::{Channel, Stdin, Workload, CHANNELS};
-use apppot_snapshot::transfer::Limits;
 
 pub(crate) use self::shares::shares;
 pub(crate) use self::show::conclude;
@@ -26,7 +25,8 @@ use crate::caller::JobDirectory;
 use crate::cli::{Boot, General, MachineArgs};
 use crate::cloud;
 use crate::config::Config;
-use crate::failure::hinted;
+use crate::failure::{hinted, warn};
+use crate::files::lacks_space;
 use crate::outcome;
 use crate::session::{self, terminal, Signals, Terms};
 use crate::staging::{Staging, Wishes};
@@ -89,8 +89,8 @@ pub(crate) struct Inside<'a> {
 /// What is in the way.
 pub(crate) fn check() -> Result<()> {
     let config = crate::here()?;
-    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
-    backend.probe(config.kernel.value.as_deref())?;
+    let kernel = config.kernel.value.as_deref();
+    select_own(&config.backend.value, kernel)?.probe(kernel)?;
     Ok(())
 }
 
@@ -118,7 +118,7 @@ pub(crate) fn inside(image: &Path, what: Inside, general: &General) -> Result<u8
     config.time_limit.value = None;
     config.env.value.clear();
     let workload = Workload::Command(what.command);
-    let backend = select(&config.backend.value, config.kernel.value.as_deref())?;
+    let backend = select_own(&config.backend.value, config.kernel.value.as_deref())?;
     let mut spec = specify(
         &args,
         &config,
@@ -165,10 +165,7 @@ pub(crate) fn asked(args: &MachineArgs, general: &General) -> Wishes {
         channel: None,
         input: args.input.clone(),
         output: args.output.clone(),
-        limits: Limits {
-            bytes: args.output_limit.0,
-            entries: args.output_files,
-        },
+        limits: args.output_limits.limits(),
         sync_deletes: args.sync_deletes,
         shown: !general.quiet,
     }
@@ -198,7 +195,14 @@ fn serve(
         false => None,
     };
     let signals = Signals::take().context("cannot receive signals")?;
-    let mut machine = backend.launch(spec).with_context(cannot_boot)?;
+    let mut machine = match backend.launch(spec) {
+        Ok(machine) => machine,
+        Err(error) => {
+            // It may be why there is none.
+            Signals::let_end().context("cannot receive signals")?;
+            return Err(error).with_context(cannot_boot);
+        }
+    };
     if general.verbose > 0 {
         let files = spec.contract.files.as_ref().map(|files| files.channel);
         let best = backend.capabilities().channels.first().copied();
@@ -211,6 +215,19 @@ fn serve(
         show::describe(machine.as_ref(), spec, &format!("{channel}{why}"));
     }
     let ended = session::serve(machine.as_mut(), signals, terms)?;
+    // The guest knows only that a write has failed.
+    let kept = match &spec.writes {
+        _ if ended.ending.exit_status() != outcome::FAILED => None,
+        Writes::Overlay(path) => Some(path),
+        Writes::Image => Some(&spec.image.path),
+        Writes::Memory => None,
+    };
+    if let Some(path) = kept.filter(|path| lacks_space(path)) {
+        warn(&format!(
+            "no space is left on the disk of '{}', which keeps what is written in the appliance",
+            path.display()
+        ));
+    }
     show::conclude(args, general, &spec.contract.id, machine.facts(), &ended)
 }
 
@@ -243,6 +260,16 @@ fn terms(
         show_console: general.verbose > 1,
         show_warnings: !general.quiet,
         transcript: None,
+    }
+}
+
+/// The backend for machines that change images. The files are descriptors of ours, which no daemon that manages
+/// machines can open in our name.
+fn select_own(name: &str, kernel: Option<&Path>) -> Result<Box<dyn Hypervisor>> {
+    let chosen = select(name, kernel)?;
+    match chosen.capabilities().managed {
+        true => select("auto", kernel),
+        false => Ok(chosen),
     }
 }
 

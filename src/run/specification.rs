@@ -50,6 +50,7 @@ pub(super) fn options(args: &MachineArgs) -> Values {
         ec2_subnet: args.ec2.ec2_subnet.clone(),
         ec2_groups: Some(args.ec2.ec2_group.clone()).filter(|groups| !groups.is_empty()),
         ec2_key: args.ec2.ec2_key.clone(),
+        ec2_disk: args.ec2.ec2_disk,
         ec2_spot: args.ec2.ec2_spot.then_some(true),
         ..Values::default()
     }

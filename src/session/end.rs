@@ -13,39 +13,53 @@ use super::files::Files;
 use super::output::Output;
 use super::signals::ends_the_job;
 use super::{terminal, timeout, Ended, Session};
+use crate::failure::warn;
 use crate::outcome::{Ending, Lost};
 
 impl Session<'_> {
     pub(super) fn take_signals(&mut self) -> Result<()> {
         while let Some(signal) = self.signals.next() {
-            if signal == libc::SIGWINCH {
-                if let Some((rows, columns)) = terminal::size().filter(|_| self.terms.terminal) {
-                    self.sender.send(&Frame::Resize { rows, columns });
+            match signal {
+                libc::SIGWINCH => {
+                    if let Some((rows, columns)) = terminal::size().filter(|_| self.terms.terminal)
+                    {
+                        self.sender.send(&Frame::Resize { rows, columns });
+                    }
                 }
-                continue;
+                _ => self.take_signal(signal)?,
             }
-            let ends = ends_the_job(signal);
-            let again = ends && self.asked.is_some();
-            if ends && self.asked.is_none() {
-                self.asked = Some(signal);
+        }
+        Ok(())
+    }
+
+    /// Somebody else wants the machine to shut down: the job ends as by SIGTERM.
+    pub(super) fn shut_down(&mut self) -> Result<()> {
+        warn("somebody asked the machine to shut down, so the job is asked to end");
+        self.take_signal(libc::SIGTERM)
+    }
+
+    fn take_signal(&mut self, signal: i32) -> Result<()> {
+        let ends = ends_the_job(signal);
+        let again = ends && self.asked.is_some();
+        if ends && self.asked.is_none() {
+            self.asked = Some(signal);
+        }
+        let early = self.is_early();
+        if early || self.report.is_some() || (self.returning && again) {
+            // Nothing runs yet, or nothing any more; or results are not wanted.
+            if ends {
+                self.machine.kill()?;
+            } else if early && !self.waiting.contains(&signal) {
+                self.waiting.push(signal);
             }
-            let early = self.is_early();
-            if early || self.report.is_some() || (self.returning && again) {
-                // Nothing runs yet, or nothing any more; or results are not wanted.
-                if ends {
-                    self.machine.kill()?;
-                } else if early && !self.waiting.contains(&signal) {
-                    self.waiting.push(signal);
-                }
-                continue;
-            }
-            self.send_signal(signal);
-            if ends && self.shutdown_at.is_none() {
-                let shutdown = Instant::now() + self.terms.grace;
-                self.shutdown_at = Some(shutdown);
-                let kill = shutdown + self.terms.last_words;
-                self.kill_at = Some(self.kill_at.map_or(kill, |earlier| earlier.min(kill)));
-            }
+            return Ok(());
+        }
+        self.send_signal(signal);
+        if ends && self.shutdown_at.is_none() {
+            let shutdown = Instant::now() + self.terms.grace;
+            self.shutdown_at = Some(shutdown);
+            let kill = shutdown + self.terms.last_words;
+            self.kill_at = Some(self.kill_at.map_or(kill, |earlier| earlier.min(kill)));
         }
         Ok(())
     }

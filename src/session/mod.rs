@@ -95,6 +95,8 @@ struct Session<'a> {
     machine: &'a mut dyn Machine,
     terms: &'a Terms,
     stream: UnixStream,
+    /// Whether nothing will come over it any more.
+    link_has_ended: bool,
     decoder: Decoder,
     buffer: Vec<u8>,
     sender: Sender,
@@ -152,6 +154,7 @@ impl<'a> Session<'a> {
             machine,
             terms,
             stream: link.stream,
+            link_has_ended: false,
             decoder: Decoder::default(),
             buffer: vec![0; 4 * MAX_PAYLOAD],
             sender,
@@ -198,6 +201,9 @@ impl<'a> Session<'a> {
             if ready.signals {
                 self.take_signals()?;
             }
+            if ready.shutdown && self.asked.is_none() {
+                self.shut_down()?;
+            }
             self.send_waiting();
             if ready.ended {
                 return self.machine_ended();
@@ -214,8 +220,13 @@ impl<'a> Session<'a> {
             .then(|| Instant::now() + WAITING_STEP);
         let next = [self.shutdown_at, self.kill_at, self.boot_deadline(), again];
         let next = next.into_iter().flatten().min();
+        // Its end is no news, and would be told again and again.
+        let link = match self.link_has_ended {
+            true => self.machine.ended(),
+            false => self.stream.as_fd(),
+        };
         let mut fds = vec![
-            PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
+            PollFd::new(link, PollFlags::POLLIN),
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.machine.ended(), PollFlags::POLLIN),
         ];
@@ -233,6 +244,11 @@ impl<'a> Session<'a> {
                 .as_fd()
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
+        let shutdown = fds.len();
+        // Once is enough.
+        let requests = self.machine.shutdown_requests();
+        let requests = requests.filter(|_| self.asked.is_none());
+        fds.extend(requests.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut fds, timeout(next)) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => return Err(errno).context("cannot wait for the machine"),
@@ -246,7 +262,8 @@ impl<'a> Session<'a> {
             signals: is(1),
             ended: is(2),
             files_failed: (3..console).any(is),
-            console: is(console),
+            console: (console..shutdown).any(is),
+            shutdown: is(shutdown),
         })
     }
 
@@ -254,10 +271,16 @@ impl<'a> Session<'a> {
     /// machine's own end is.
     fn read_link(&mut self) -> Result<bool, Lost> {
         let len = match self.stream.read(&mut self.buffer) {
-            Ok(0) => return Ok(false),
+            Ok(0) => {
+                self.link_has_ended = true;
+                return Ok(false);
+            }
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                self.link_has_ended = true;
+                return Ok(false);
+            }
             Err(error) => return Err(Lost::link(&error)),
         };
         self.decoder.feed(&self.buffer[..len]);
@@ -413,6 +436,7 @@ struct Ready {
     ended: bool,
     files_failed: bool,
     console: bool,
+    shutdown: bool,
 }
 
 /// Bytes of output that may be on their way: the guest breaks the rules when it sends more.

@@ -272,7 +272,8 @@ impl Staging {
         let result = unpack(&self.root, &mut reader, options, &mut done);
         if result.is_ok() && self.uses_link() {
             // Whoever sees this end takes it for a failure, as long as there may be more.
-            let _ = std::io::copy(&mut reader.into_inner(), &mut std::io::sink());
+            let mut rest = reader.into_inner().take(self.wishes.limits.bytes);
+            let _ = std::io::copy(&mut rest, &mut std::io::sink());
         }
         progress.end();
         self.warn_all(warnings);

@@ -13,6 +13,8 @@ use crate::units::Size;
 pub(crate) struct Received {
     /// Why not all of them are in their places, and where the others are.
     pub(crate) failure: Option<String>,
+    /// Whether there was only too little of them: another try would get no more.
+    pub(crate) ended_early: bool,
 }
 
 impl Received {
@@ -24,6 +26,7 @@ impl Received {
             root.display()
         );
         let mut lines = Vec::new();
+        let ended_early = done.trouble.is_none() && matches!(result, Err(Error::Truncated));
         if let Some(trouble) = &done.trouble {
             let at = printable(trouble.at.as_os_str().as_encoded_bytes());
             lines.push(format!(
@@ -52,6 +55,7 @@ impl Received {
             });
         }
         Received {
+            ended_early,
             failure: (!lines.is_empty()).then(|| lines.join("; ")),
         }
     }

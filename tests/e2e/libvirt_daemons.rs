@@ -12,7 +12,7 @@ fn job() -> Option<(Job, &'static Site)> {
     let site = site()?;
     match site.backend {
         Backend::Libvirt => Some((Job::new()?, site)),
-        Backend::Uml | Backend::Qemu => None,
+        _ => None,
     }
 }
 
@@ -177,6 +177,13 @@ fn the_system_s_daemon_runs_jobs_as_the_caller() {
         assert_eq!(job.read("output"), "from the caller\n");
         std::fs::remove_file(output).unwrap();
     }
+    // The guest's root has no group of the caller's (docs/libvirt.md).
+    let run = system.run("touch rooted").with(&["--root"]);
+    run.with(&["--channel", "9p"]).go().exits(0);
+    let owner = job.path().join("rooted").metadata().unwrap();
+    let group = nix::unistd::Group::from_name("nogroup").unwrap().unwrap();
+    let expected = (job.site.user.uid, group.gid.as_raw());
+    assert_eq!((owner.uid(), owner.gid()), expected);
 }
 
 #[test]

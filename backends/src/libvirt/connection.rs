@@ -61,7 +61,7 @@ impl Connection {
             true => (uri.clone(), GROUP_HINT),
             false => (uri.clone(), START_HINT),
         };
-        let opened = within(PATIENCE, is_wanted, move || Self::to(&name));
+        let opened = within(PATIENCE, is_wanted, move || Self::to(&name))?;
         let opened = opened.ok_or_else(|| silent(&uri, PATIENCE))?;
         let mut connection = opened.map_err(|reason| refused(&uri, &reason, hint))?;
         if is_system {
@@ -70,7 +70,7 @@ impl Connection {
                 let text = asked.get_capabilities();
                 let _ = asked.close();
                 text
-            });
+            })?;
             let text = text.ok_or_else(|| silent(&uri, PROBE_PATIENCE))?;
             let text = text.map_err(failed("ask libvirt what it can"))?;
             let group = group_of_qemu(&text);
@@ -115,14 +115,14 @@ impl Connection {
     /// Asks the daemon, but does not wait for ever.
     ///
     /// # Errors
-    /// It does not answer.
+    /// It does not answer, or there is no thread to ask it.
     pub(super) fn ask<T: Send + 'static>(
         self: &Arc<Self>,
         patience: Duration,
         question: impl FnOnce(&Connect) -> T + Send + 'static,
     ) -> Result<T> {
         let asked = Arc::clone(self);
-        let answer = within(patience, is_wanted, move || question(&asked.connect));
+        let answer = within(patience, is_wanted, move || question(&asked.connect))?;
         answer.ok_or_else(|| silent(&self.uri, patience))
     }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use apppot_contract::Channel;
 
-use super::place::name;
-use super::xml::{document, empty, nested, text, Xml};
+use super::place::{name, seen_by_others};
+use super::xml::{document, empty, is_carried, nested, text, Xml};
 use crate::image::ImageKind;
 use crate::network::{mac, GUEST_MAC};
 use crate::qemu::firmware::{Start, ITEM};
@@ -120,7 +120,7 @@ impl<'a> Files<'a> {
 
     /// The absolute path itself, or a link's when it is not UTF-8 or has control characters.
     fn name(&mut self, path: &Path) -> io::Result<String> {
-        let path = std::path::absolute(path)?;
+        let path = seen_by_others(std::path::absolute(path)?);
         match path.to_str() {
             Some(text) if is_carried(text) => Ok(text.to_owned()),
             _ => {
@@ -143,11 +143,6 @@ fn names<'a>(
     paths: impl Iterator<Item = &'a PathBuf>,
 ) -> io::Result<Vec<String>> {
     paths.map(|path| files.name(path)).collect()
-}
-
-/// Whether XML carries `text` as an attribute without changing it.
-fn is_carried(text: &str) -> bool {
-    !text.contains(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'))
 }
 
 /// What the domain is for people who look at it.

@@ -1,5 +1,5 @@
-//! What libvirt says of a domain while it runs. The crate `virt` has no safe way to hear it, so this is the one
-//! place that calls libvirt's C functions.
+//! What libvirt says of a domain while it runs. The crate `virt` has no safe way to hear it, so this
+//! calls libvirt's C functions, as `monitor.rs` does.
 //!
 //! libvirt calls back from its event loop, which has a thread of its own here, for as long as the process
 //! lives. Callbacks only write down what they are told and wake whoever waits.
@@ -15,12 +15,17 @@ use virt::connect::Connect;
 use virt_sys as sys;
 
 use super::connection::{failed, Connection};
+use super::monitor;
 use crate::{Error, MachineEnd, Result};
 
 /// What has been heard of one domain.
 #[derive(Debug)]
 pub(super) struct Watch {
     heard: Mutex<Option<MachineEnd>>,
+    /// Why it is about to stop, where QEMU has said that.
+    cause: Mutex<Option<MachineEnd>>,
+    /// Readable when somebody has asked it to shut down.
+    asked: EventFd,
     /// Readable when the domain has ended or nothing more will be heard.
     ended: EventFd,
     uuid: String,
@@ -43,11 +48,13 @@ impl Watch {
     /// There are too many descriptors.
     pub(super) fn new(uuid: &str) -> Result<(Arc<Self>, Receiver<News>)> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let ended = EventFd::from_flags(flags).map_err(Error::system("watch the machine"))?;
+        let descriptor = || EventFd::from_flags(flags).map_err(Error::system("watch the machine"));
         let (news, receiver) = mpsc::channel();
         let watch = Arc::new(Watch {
             heard: Mutex::default(),
-            ended,
+            cause: Mutex::default(),
+            asked: descriptor()?,
+            ended: descriptor()?,
             uuid: uuid.to_owned(),
             news,
         });
@@ -76,6 +83,26 @@ impl Watch {
         let _ = self.ended.write(1);
     }
 
+    /// Becomes readable when somebody asks it to shut down.
+    pub(super) fn shutdown_requests(&self) -> BorrowedFd<'_> {
+        self.asked.as_fd()
+    }
+
+    /// Somebody asks it to shut down.
+    pub(super) fn ask_to_shut_down(&self) {
+        // Fails only when it is readable anyway.
+        let _ = self.asked.write(1);
+    }
+
+    fn cause(&self) -> Option<MachineEnd> {
+        *self.cause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is about to end like this.
+    pub(super) fn set_cause(&self, cause: MachineEnd) {
+        *self.cause.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+    }
+
     fn heard(&self) -> std::sync::MutexGuard<'_, Option<MachineEnd>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,7 +111,10 @@ impl Watch {
     fn lifecycle(&self, event: u32, detail: u32) {
         match event {
             sys::VIR_DOMAIN_EVENT_CRASHED => self.set_end(MachineEnd::Panicked),
-            sys::VIR_DOMAIN_EVENT_STOPPED => self.set_end(stopped(detail)),
+            sys::VIR_DOMAIN_EVENT_STOPPED => self.set_end(match stopped(detail) {
+                MachineEnd::ShutDown => self.cause().unwrap_or(MachineEnd::ShutDown),
+                end => end,
+            }),
             _ => {}
         }
     }
@@ -136,6 +166,8 @@ pub(super) struct Listening {
     connection: Arc<Connection>,
     /// The number of the lifecycle's callback.
     id: c_int,
+    /// The number of the monitor's callback.
+    monitor: Option<c_int>,
 }
 
 impl Listening {
@@ -145,7 +177,12 @@ impl Listening {
     /// The daemon refuses.
     pub(super) fn start(connection: Arc<Connection>, watch: &Arc<Watch>) -> Result<Self> {
         let id = register(connection.handle(), watch)?;
-        let listening = Listening { connection, id };
+        let monitor = monitor::register(connection.handle(), watch);
+        let listening = Listening {
+            connection,
+            id,
+            monitor,
+        };
         let given = Arc::into_raw(Arc::clone(watch)).cast_mut().cast();
         let connect = listening.connection.handle().as_ptr();
         // SAFETY: the connection is open. The watch is given away, and `forget` gives it back when libvirt has
@@ -160,13 +197,21 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let connect = self.connection.handle().as_ptr();
-        // Either may be gone already. As long as callbacks are there, libvirt keeps the connection open.
-        // SAFETY: the connection has not been closed, the callbacks are those of `start`.
-        unsafe {
-            sys::virConnectDomainEventDeregisterAny(connect, self.id);
-            sys::virConnectUnregisterCloseCallback(connect, Some(on_close));
-        }
+        let (connection, id, monitor) = (Arc::clone(&self.connection), self.id, self.monitor);
+        let thread = std::thread::Builder::new().name(String::from("libvirt call"));
+        // Nobody waits for it: the daemon may hang. Without a thread libvirt tells who does not listen.
+        let _ = thread.spawn(move || {
+            if let Some(monitor) = monitor {
+                monitor::deregister(connection.handle(), monitor);
+            }
+            let connect = connection.handle().as_ptr();
+            // Either may be gone already. As long as callbacks are there, libvirt keeps the connection open.
+            // SAFETY: the connection has not been closed, the callbacks are those of `start`.
+            unsafe {
+                sys::virConnectDomainEventDeregisterAny(connect, id);
+                sys::virConnectUnregisterCloseCallback(connect, Some(on_close));
+            }
+        });
     }
 }
 
@@ -216,7 +261,7 @@ fn taken(result: c_int, watch: *mut c_void) -> Result<()> {
 }
 
 /// Gives a watch back.
-unsafe extern "C" fn forget(watch: *mut c_void) {
+pub(super) unsafe extern "C" fn forget(watch: *mut c_void) {
     // SAFETY: comes from `Arc::into_raw` in `Listening::start` or `register`; called once for each.
     drop(unsafe { Arc::from_raw(watch.cast_const().cast::<Watch>()) });
 }
@@ -225,7 +270,7 @@ unsafe extern "C" fn forget(watch: *mut c_void) {
 ///
 /// # Safety
 /// `watch` was given away in `register` and has not come back; `domain` is a domain of libvirt's.
-unsafe fn of<'a>(watch: *mut c_void, domain: sys::virDomainPtr) -> Option<&'a Watch> {
+pub(super) unsafe fn of<'a>(watch: *mut c_void, domain: sys::virDomainPtr) -> Option<&'a Watch> {
     let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
     // SAFETY: the buffer is as long as the function wants it; it ends in NUL where the call succeeds.
     let name = unsafe {

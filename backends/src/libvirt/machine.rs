@@ -147,7 +147,7 @@ fn create(connection: &Arc<Connection>, id: &str, xml: String) -> Result<Handle>
         let flags = sys::VIR_DOMAIN_START_AUTODESTROY;
         Handle::create_xml(creating.handle(), &xml, flags)
     };
-    match within(START_PATIENCE, || !is_asked_to_end(), create) {
+    match within(START_PATIENCE, || !is_asked_to_end(), create)? {
         Some(Ok(handle)) => Ok(handle),
         Some(Err(error)) => Err(refused(id, error.message())),
         None if is_asked_to_end() => Err(refused(id, "a signal asked for the end meanwhile")),
@@ -324,6 +324,10 @@ impl Machine for Domain {
         self.watch.ended()
     }
 
+    fn shutdown_requests(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.watch.shutdown_requests())
+    }
+
     fn kill(&mut self) -> Result<()> {
         if self.watch.end().is_some() {
             return Ok(());
@@ -331,11 +335,11 @@ impl Machine for Domain {
         let handle = Arc::clone(&self.handle);
         let destroyed = within(END_PATIENCE, || true, move || handle.destroy());
         match destroyed {
-            Some(Ok(())) => {}
+            Ok(Some(Ok(()))) => {}
             // It ends by itself meanwhile.
-            Some(Err(error)) if error.code() == ErrorNumber::NoDomain => {}
-            // The daemon is gone, or does not answer.
-            Some(Err(_)) | None => self.kill_process()?,
+            Ok(Some(Err(error))) if error.code() == ErrorNumber::NoDomain => {}
+            // The daemon is gone, or does not answer, or there is no thread to ask it.
+            Ok(Some(Err(_)) | None) | Err(_) => self.kill_process()?,
         }
         self.watch.set_end(MachineEnd::PoweredOff);
         Ok(())

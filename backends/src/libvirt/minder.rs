@@ -5,21 +5,25 @@
 //! and so the daemon never asks over it whether the launcher is alive: a launcher may be stopped for as long as
 //! somebody likes. The one by which events are heard is closed by the daemon then, and made anew here.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::Receiver;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virt::domain::Domain;
 use virt::error::ErrorNumber;
 
 use super::connection::{Connection, PATIENCE};
 use super::events::{Listening, News, Watch};
-use crate::process::kill_process;
+use crate::process::{kill_process, wait_readable};
 use crate::{Error, MachineEnd, Result};
 
 /// Seconds after which a daemon that says nothing is asked whether it is there, and how often: two minutes, for
 /// there are busy hosts.
 const KEEP_ALIVE: (i32, u32) = (24, 5);
+
+/// The pause before a connection that could not be made is made anew.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A machine that is minded.
 #[derive(Debug)]
@@ -43,7 +47,23 @@ pub(super) fn listen(uri: &str, watch: &Arc<Watch>) -> Result<Listening> {
     // Where the daemon cannot do that, its silence goes unnoticed.
     let (interval, count) = KEEP_ALIVE;
     let _ = connection.handle().set_keep_alive(interval, count);
-    Listening::start(connection, watch)
+    let (heard, watch) = (Arc::clone(&connection), Arc::clone(watch));
+    connection.ask(PATIENCE, move |_| Listening::start(heard, &watch))?
+}
+
+/// Waits for QEMU's end, which the daemon tells of, unless it hangs.
+fn outlive(process: BorrowedFd<'_>, watch: &Watch) {
+    if !matches!(wait_readable(process, None), Ok(true)) {
+        return;
+    }
+    // In steps: time in which the launcher is stopped does not count.
+    for _ in 0..30 {
+        if watch.end().is_some() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    watch.set_end(MachineEnd::Died);
 }
 
 impl Minder {
@@ -52,6 +72,10 @@ impl Minder {
     /// # Errors
     /// There is no thread.
     pub(super) fn start(mut self) -> Result<()> {
+        let (process, watch) = (Arc::clone(&self.process), Arc::clone(&self.watch));
+        let thread = std::thread::Builder::new().name(String::from("QEMU's end"));
+        let dying = thread.spawn(move || outlive(process.as_fd(), &watch));
+        dying.map_err(Error::system("mind the machine"))?;
         let thread = std::thread::Builder::new().name(String::from("minder"));
         let minding = thread.spawn(move || {
             while let Ok(News::Lost) = self.news.recv() {
@@ -74,12 +98,17 @@ impl Minder {
     /// # Errors
     /// The daemon is gone, or does not answer.
     fn listen_again(&mut self) -> Result<bool> {
-        if !self.is_there()? {
-            return Ok(false);
+        while self.is_there()? {
+            // The launcher may be stopped again meanwhile, and the new connection closed like the last one: what
+            // counts is that the daemon answers over the one that the machine ends with.
+            if let Ok(listening) = listen(&self.connection.uri, &self.watch) {
+                self.listening = listening;
+                // It may have ended before it was listened to.
+                return self.is_there();
+            }
+            std::thread::sleep(AGAIN);
         }
-        self.listening = listen(&self.connection.uri, &self.watch)?;
-        // It may have ended before it was listened to.
-        self.is_there()
+        Ok(false)
     }
 
     fn is_there(&self) -> Result<bool> {

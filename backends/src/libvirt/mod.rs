@@ -15,6 +15,7 @@ mod domain;
 mod events;
 mod machine;
 mod minder;
+mod monitor;
 mod network;
 mod patience;
 mod place;

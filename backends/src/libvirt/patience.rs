@@ -3,33 +3,38 @@
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use crate::{Error, Result};
+
 /// How often it is looked whether waiting goes on.
 const STEP: Duration = Duration::from_millis(100);
 
 /// Does something in a thread of its own, and waits until it is done, `limit` is over, or `is_wanted` no more;
 /// `None` in the latter cases, and the thread goes on by itself then. Else it has ended when this returns.
+///
+/// # Errors
+/// There is no thread.
 pub(super) fn within<T: Send + 'static>(
     limit: Duration,
     is_wanted: impl Fn() -> bool,
     act: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
+) -> Result<Option<T>> {
     let (tell, told) = mpsc::channel();
     let thread = std::thread::Builder::new().name(String::from("libvirt call"));
     let acting = thread.spawn(move || {
         // Nobody may wait any more.
         let _ = tell.send(act());
     });
-    let acting = acting.ok()?;
+    let acting = acting.map_err(Error::system("start a thread that asks libvirt"))?;
     let end = Instant::now() + limit;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         match told.recv_timeout(left.min(STEP)) {
             Ok(result) => {
                 let _ = acting.join();
-                return Some(result);
+                return Ok(Some(result));
             }
             Err(RecvTimeoutError::Timeout) if !left.is_zero() && is_wanted() => {}
-            Err(_) => return None,
+            Err(_) => return Ok(None),
         }
     }
 }
@@ -52,20 +57,23 @@ mod tests {
 
     #[test]
     fn what_is_done_in_time_counts() {
-        assert_eq!(within(Duration::from_secs(30), || true, || 7), Some(7));
+        let done = within(Duration::from_secs(30), || true, || 7);
+        assert_eq!(done.unwrap(), Some(7));
     }
 
     #[test]
     fn what_hangs_is_left_alone() {
         let (_keep, never) = mpsc::channel::<()>();
         let hang = move || never.recv();
-        assert!(within(Duration::from_millis(50), || true, hang).is_none());
+        let done = within(Duration::from_millis(50), || true, hang);
+        assert!(done.unwrap().is_none());
     }
 
     #[test]
     fn what_is_not_wanted_any_more_is_left_alone() {
         let (_keep, never) = mpsc::channel::<()>();
         let hang = move || never.recv();
-        assert!(within(Duration::from_secs(600), || false, hang).is_none());
+        let done = within(Duration::from_secs(600), || false, hang);
+        assert!(done.unwrap().is_none());
     }
 }

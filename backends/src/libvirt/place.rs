@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::AtFlags;
 
+use super::xml::is_carried;
 use crate::flock::{self, Use};
 use crate::{Error, Result};
 
@@ -78,9 +79,9 @@ impl Place {
             "{PREFIX}{}",
             random.split('-').next_back().unwrap_or(&random)
         );
-        // XML carries neither other bytes nor control characters.
+        // XML carries neither other bytes nor every character.
         let base = match base.to_str() {
-            Some(text) if base.is_absolute() && !text.contains(char::is_control) => base,
+            Some(text) if base.is_absolute() && is_carried(text) => base,
             _ => PathBuf::from("/tmp"),
         };
         let path = base.join(name);
@@ -251,6 +252,19 @@ pub(super) fn uuid() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
+/// Our descriptors as the daemon and QEMU find them: `self` is somebody else there.
+pub(super) fn seen_by_others(path: PathBuf) -> PathBuf {
+    let ours = ["/proc/self/fd", "/dev/fd"];
+    let number = ours.iter().find_map(|place| path.strip_prefix(place).ok());
+    match number {
+        Some(number) => Path::new("/proc")
+            .join(std::process::id().to_string())
+            .join("fd")
+            .join(number),
+        None => path,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,10 +316,30 @@ mod tests {
     }
 
     #[test]
+    fn what_xml_does_not_carry_is_not_in_the_name() {
+        for base in ["/var/\u{1b}", "/var/\u{fffe}", "/var/\u{ffff}", "var"] {
+            let path = Place::choose_in(PathBuf::from(base)).unwrap();
+            assert_eq!(path.parent(), Some(Path::new("/tmp")), "{base:?}");
+        }
+        let path = Place::choose_in(PathBuf::from("/var/<ä>&'\"")).unwrap();
+        assert_eq!(path.parent(), Some(Path::new("/var/<ä>&'\"")));
+    }
+
+    #[test]
     fn a_long_directory_is_refused_before_anything_starts() {
         let base = PathBuf::from("/tmp").join("x".repeat(90));
         let error = Place::choose_in(base).unwrap_err();
         assert!(error.to_string().contains("107 bytes"), "{error}");
         assert!(error.hint().unwrap().contains("TMPDIR"));
+    }
+
+    #[test]
+    fn descriptors_of_ours_are_not_those_of_others() {
+        let ours = format!("/proc/{}/fd/7", std::process::id());
+        for path in ["/proc/self/fd/7", "/dev/fd/7"] {
+            assert_eq!(seen_by_others(PathBuf::from(path)), Path::new(&ours));
+        }
+        let other = PathBuf::from("/srv/proc/self/fd/7");
+        assert_eq!(seen_by_others(other.clone()), other);
     }
 }

@@ -11,6 +11,11 @@ pub(super) type Xml = Writer<Vec<u8>>;
 /// An attribute's name and value.
 pub(super) type Attribute<'a> = (&'a str, &'a str);
 
+/// Whether XML carries `text` as an attribute without changing it.
+pub(super) fn is_carried(text: &str) -> bool {
+    !text.contains(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'))
+}
+
 /// The document that `content` writes.
 pub(super) fn document(content: impl FnOnce(&mut Xml) -> io::Result<()>) -> io::Result<String> {
     let mut xml = Writer::new_with_indent(Vec::new(), b' ', 2);

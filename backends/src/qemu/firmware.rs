@@ -118,9 +118,9 @@ impl fmt::Display for Start {
 #[derive(Debug, Clone)]
 pub(crate) struct Ovmf {
     /// The program, which is only read.
-    code: PathBuf,
+    pub(crate) code: PathBuf,
     /// What its variables are before the first boot. Every machine has its own.
-    variables: PathBuf,
+    pub(crate) variables: PathBuf,
 }
 
 impl Ovmf {

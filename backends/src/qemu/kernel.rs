@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::cache::{self, absolute_variable, Kind};
-use crate::{modules, Error, Result};
+use crate::cache::{self, Kind};
+use crate::{kernels, modules, Error, Result};
 
 const FIND_HINT: &str = "build a kernel with 'make kernel-qemu', or name one with --kernel or \
     APPPOT_KERNEL; distributions' kernels below /boot serve where they can be read";
@@ -178,15 +178,7 @@ pub fn first() -> Option<PathBuf> {
 
 /// Where a kernel is looked for, in this order.
 fn places() -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    if let Ok(exe) = std::env::current_exe() {
-        places.extend(exe.parent().map(|directory| directory.join("vmlinux")));
-    }
-    let data = absolute_variable("XDG_DATA_HOME")
-        .or_else(|| absolute_variable("HOME").map(|home| home.join(".local/share")));
-    places.extend(data.map(|data| data.join("apppot/vmlinux")));
-    places.push(PathBuf::from("/usr/local/lib/apppot/vmlinux"));
-    places.push(PathBuf::from("/usr/lib/apppot/vmlinux"));
+    let mut places = kernels::places("vmlinux");
     if let Ok(host) = nix::sys::utsname::uname() {
         let release = host.release().to_string_lossy();
         places.push(PathBuf::from(format!("/boot/vmlinuz-{release}")));

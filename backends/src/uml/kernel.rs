@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::ask;
-use crate::cache::{self, absolute_variable};
-use crate::{Error, Result};
+use crate::cache;
+use crate::{kernels, Error, Result};
 
 /// Whether a kernel has something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,28 +192,7 @@ pub fn first() -> Option<PathBuf> {
 
 /// Where a kernel is looked for, in this order.
 fn places() -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    if let Some(directory) = std::env::current_exe()
-        .ok()
-        .as_deref()
-        .and_then(Path::parent)
-    {
-        places.push(directory.join("linux"));
-        // Where `make install` puts it, whatever the PREFIX.
-        places.extend(
-            directory
-                .parent()
-                .map(|prefix| prefix.join("lib/apppot/linux")),
-        );
-    }
-    let data = absolute_variable("XDG_DATA_HOME")
-        .or_else(|| absolute_variable("HOME").map(|home| home.join(".local/share")));
-    places.extend(data.map(|data| data.join("apppot/linux")));
-    for system in ["/usr/local/lib/apppot/linux", "/usr/lib/apppot/linux"] {
-        if !places.iter().any(|path| path.as_os_str() == system) {
-            places.push(PathBuf::from(system));
-        }
-    }
+    let mut places = kernels::places("linux");
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin".into());
     for name in ["linux.uml", "linux"] {
         places.extend(

@@ -10,6 +10,7 @@ use apppot_contract::{Stdin, Workload};
 
 use super::*;
 use crate::image::ImageKind;
+use crate::qemu::firmware::Ovmf;
 use crate::qemu::kernel::tests::{bzimage, kernel};
 use crate::qemu::kernel::Kernel;
 use crate::qemu::plan::tests::{spec, BUILT_IN};
@@ -105,6 +106,30 @@ fn a_domain_that_a_bios_starts() {
     let document = plan.contract.unwrap();
     assert!(!document.contains("apppot.root"), "{document}");
     assert!(document.contains("apppot.link=/dev/vport0p1"), "{document}");
+}
+
+#[test]
+fn a_domain_that_uefi_starts() {
+    let spec = MachineSpec {
+        firmware: Firmware::Uefi,
+        extra: Vec::new(),
+        ..spec()
+    };
+    let ovmf = Ovmf {
+        code: PathBuf::from("/firmware & <code>.fd"),
+        variables: PathBuf::from("/variables.fd"),
+    };
+    let shown = shown(&plan(&spec, Start::Uefi(ovmf), software()));
+    for part in [
+        "<loader readonly=\"yes\" type=\"pflash\">/firmware &amp; &lt;code&gt;.fd</loader>",
+        // Its own copy.
+        "<nvram>/tmp/.apppot-0/variables</nvram>",
+        "<entry name=\"opt/org.apppot/contract\" file=\"/tmp/.apppot-0/contract\"/>",
+        "<boot order=\"1\"/>",
+    ] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+    assert!(!shown.contains("<kernel>"), "{shown}");
 }
 
 #[test]
