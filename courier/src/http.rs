@@ -199,7 +199,11 @@ fn refused(answer: Response<Body>, url: &Url) -> Trouble {
         text.push_str(": ");
         text.push_str(&part);
     }
-    let passes = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
+    let passes = match status.as_u16() {
+        // S3's for a connection that stood still.
+        400 => code == "RequestTimeout",
+        code => code >= 500 || matches!(code, 408 | 429),
+    };
     match passes {
         true => Trouble::Passing(text),
         false => Trouble::Lasting(text),

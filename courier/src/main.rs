@@ -6,7 +6,8 @@
 //! object store"). [`session`] is the story.
 //!
 //! Arguments: `--metadata ADDRESS` (repeated), where EC2's metadata service is asked whether the machine is
-//! to be taken back. URLs are secrets: they are in no argument, environment or message.
+//! to be taken back; `--report-only`, when the job does not run: nothing but the report is stored. URLs are
+//! secrets: they are in no argument, environment or message.
 
 mod control;
 mod download;
@@ -42,25 +43,42 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<(), String> {
-    let metadata = arguments(std::env::args().skip(1))?;
+    let arguments = Arguments::read(std::env::args().skip(1))?;
     let document = read_document().map_err(|error| format!("the contract: {error}"))?;
     let socket = io::stdout().as_fd().try_clone_to_owned();
     let socket = socket.map_err(|error| format!("the link: {error}"))?;
-    session::run(document, UnixStream::from(socket), &metadata)
+    let socket = UnixStream::from(socket);
+    match arguments.report_only {
+        true => session::report_only(document, socket),
+        false => session::run(document, socket, &arguments.metadata),
+    }
 }
 
-/// Where the metadata service is.
-fn arguments(mut words: impl Iterator<Item = String>) -> Result<Vec<SocketAddr>, String> {
-    let mut addresses = Vec::new();
-    while let Some(word) = words.next() {
-        let address = match word.as_str() {
-            "--metadata" => words.next().and_then(|text| text.parse().ok()),
-            _ => None,
-        };
-        addresses
-            .push(address.ok_or("usage: courier [--metadata ADDRESS:PORT]... <CONTRACT >LINK")?);
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Arguments {
+    /// Where the metadata service is.
+    metadata: Vec<SocketAddr>,
+    report_only: bool,
+}
+
+impl Arguments {
+    fn read(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut read = Arguments::default();
+        while let Some(word) = words.next() {
+            let address = match word.as_str() {
+                "--report-only" => {
+                    read.report_only = true;
+                    continue;
+                }
+                "--metadata" => words.next().and_then(|text| text.parse().ok()),
+                _ => None,
+            };
+            let usage =
+                "usage: courier [--report-only] [--metadata ADDRESS:PORT]... <CONTRACT >LINK";
+            read.metadata.push(address.ok_or(usage)?);
+        }
+        Ok(read)
     }
-    Ok(addresses)
 }
 
 fn read_document() -> Result<Document, String> {
@@ -78,15 +96,16 @@ mod tests {
 
     #[test]
     fn arguments_are_addresses() {
-        let parse = |words: &[&str]| arguments(words.iter().map(|&word| word.to_owned()));
-        assert_eq!(parse(&[]), Ok(Vec::new()));
+        let parse = |words: &[&str]| Arguments::read(words.iter().map(|&word| word.to_owned()));
+        assert_eq!(parse(&[]), Ok(Arguments::default()));
+        assert!(parse(&["--report-only"]).unwrap().report_only);
         let found = parse(&[
             "--metadata",
             "169.254.169.254:80",
             "--metadata",
             "[fd00:ec2::254]:80",
         ]);
-        assert_eq!(found.unwrap().len(), 2);
+        assert_eq!(found.unwrap().metadata.len(), 2);
         for wrong in [&["x"][..], &["--metadata"], &["--metadata", "host"]] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }

@@ -31,6 +31,8 @@ const FETCHING_INPUT: &str = "fetching standard input";
 const STORING_RESULTS: &str = "storing the job's results";
 const STORING_REPORT: &str = "storing the report";
 
+const NEEDED: &str = "the contract names no object for the report, or no deadline";
+
 /// Serves the agent at the other end of `socket` to its end.
 ///
 /// # Errors
@@ -54,6 +56,29 @@ pub(crate) fn run(
     session.watch(metadata, http, contract.store.control.clone())?;
     session.feed(&contract)?;
     session.serve(&mut receiver)
+}
+
+/// Stores the agent's report, and touches nothing else that is stored of the job.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn report_only(document: Document, socket: UnixStream) -> Result<(), String> {
+    let mut receiver = Receiver::new(socket);
+    receiver.greet()?;
+    let (url, deadline, grace) = match document {
+        Document::Contract(contract) => (contract.store.report, contract.deadline, contract.grace),
+        Document::Elsewhere(pointer) => (pointer.report, Some(pointer.deadline), pointer.grace),
+    };
+    let times = Times::new(deadline.ok_or(NEEDED)?, grace);
+    let report = receiver.each(|frame| match frame {
+        Frame::Report(text) => {
+            let report = Report::decode(text).map_err(|error| error.to_string())?;
+            Ok(Some(report))
+        }
+        _ => Ok(None),
+    })?;
+    let report = report.ok_or("the agent has ended without a report")?;
+    store_report(&Http::new(), &url.ok_or(NEEDED)?, &report, times.report)
 }
 
 /// Fetches the document with the contract and gives it to the agent.
@@ -137,9 +162,8 @@ struct Session {
 
 impl Session {
     fn new(contract: &Contract, store: Arc<dyn Store>, sender: Sender) -> Result<Self, String> {
-        let needed = "the contract names no object for the report, or no deadline";
-        let report = contract.store.report.clone().ok_or(needed)?;
-        let times = Times::new(contract.deadline.ok_or(needed)?, contract.grace);
+        let report = contract.store.report.clone().ok_or(NEEDED)?;
+        let times = Times::new(contract.deadline.ok_or(NEEDED)?, contract.grace);
         let shared = Arc::new(Shared::new(sender.clone(), times.grace));
         let upload = |what: &'static str, stream: Stream, urls: &[Url]| {
             let (credit, failed) = (sender.clone(), Arc::clone(&shared));

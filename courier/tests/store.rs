@@ -391,6 +391,24 @@ fn a_job_whose_output_cannot_be_stored_is_ended() {
     assert_eq!(report(&server).notes, ["signal 9 ended the command"]);
 }
 
+/// The machine was started again.
+#[test]
+fn a_report_alone_leaves_what_is_stored_as_it_is() {
+    let server = Server::start(|_, _| Fate::Pass);
+    let mut contract = contract(&server);
+    contract.store.files = store(&server, "files", &compressed(b"content"));
+    server.set("stdout.0", b"of the first time");
+    let mut courier = Courier::start(&document::encode(&contract), &["--report-only"]);
+    courier.reports(Outcome::Failed {
+        step: String::from("starting the job"),
+        reason: String::from("again"),
+    });
+    assert_eq!(failed(&server).1, "again");
+    assert_eq!(server.puts(), ["report"]);
+    assert_eq!(stored(&server, "stdout"), b"of the first time");
+    assert_eq!(server.count("GET files.0"), 0);
+}
+
 #[test]
 fn output_beyond_its_objects_ends_the_job() {
     let server = Server::start(|_, _| Fate::Pass);

@@ -17,19 +17,35 @@ const PROGRAM: &str = "/usr/lib/apppot/courier";
 /// The process.
 pub(crate) struct Courier(Child);
 
+/// What it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Errand {
+    /// The whole job.
+    Job,
+    /// The report of a job that does not run: nothing that is stored of it is touched.
+    Report,
+}
+
 impl Courier {
     /// Starts it with the document that names the objects, or names where that is. `metadata` are the
     /// addresses of EC2's metadata service, in its machines.
     ///
     /// # Errors
     /// The image has none, or it cannot be started.
-    pub(crate) fn start(document: &str, metadata: &[SocketAddr]) -> io::Result<(Self, Link)> {
+    pub(crate) fn start(
+        document: &str,
+        errand: Errand,
+        metadata: &[SocketAddr],
+    ) -> io::Result<(Self, Link)> {
         if !Path::new(PROGRAM).exists() {
             let reason = format!("the image has no {PROGRAM}: it is in images of layout disk");
             return Err(io::Error::other(reason));
         }
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(PROGRAM);
+        if errand == Errand::Report {
+            command.arg("--report-only");
+        }
         for address in metadata {
             command.arg("--metadata").arg(address.to_string());
         }

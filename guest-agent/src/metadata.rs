@@ -1,12 +1,20 @@
 //! The metadata service of a cloud: HTTP on a link-local address, asked for the machine's user-data.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long it may take to answer after the system is up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+use crate::interface::{self, Way};
+
+/// Which cloud an image's machines are in, where their firmware does not say so: one word.
+const CONFIGURED: &str = "etc/apppot/metadata";
+const USER_DATA: &str = "GET /latest/user-data";
+
+/// How long it is asked often, and how long not to answer is nothing to speak of.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The pause between two questions after that.
+const LATER: Duration = Duration::from_secs(30);
 /// How long one connection, and one read, may take.
 const AT_ONCE: Duration = Duration::from_secs(3);
 /// The pause between two attempts.
@@ -19,12 +27,24 @@ const LONGEST: u64 = 256 << 10;
 pub(crate) enum Cloud {
     /// EC2, and those that say they are. Version 2: each question comes with a token.
     Ec2,
+    /// Version 1, for which anybody in the machine who can make it send a request gets an answer: only for images
+    /// that say so.
+    Ec2WithoutToken,
     /// OpenStack has an interface of its own, without tokens.
     OpenStack,
 }
 
-/// The cloud that the machine's firmware names. `root` has `sys`.
+/// The cloud that the image names, or else the machine's firmware. `root` has `sys`.
 pub(crate) fn cloud(root: &Path) -> Option<Cloud> {
+    let configured = std::fs::read_to_string(root.join(CONFIGURED)).unwrap_or_default();
+    match configured.trim() {
+        "" => {}
+        "ec2" => return Some(Cloud::Ec2),
+        "ec2-without-token" => return Some(Cloud::Ec2WithoutToken),
+        "openstack" => return Some(Cloud::OpenStack),
+        "none" => return None,
+        other => eprintln!("apppot-init: /{CONFIGURED}: there is no cloud '{other}'"),
+    }
     let says = |name: &str, words: &[&str]| {
         let path = root.join("sys/class/dmi/id").join(name);
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -55,27 +75,41 @@ impl Cloud {
         let ipv6 = (Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), 80).into();
         match self {
             Cloud::Ec2 => vec![ipv4, ipv6],
-            Cloud::OpenStack => vec![ipv4],
+            Cloud::Ec2WithoutToken | Cloud::OpenStack => vec![ipv4],
         }
     }
 }
 
-/// The user-data; `None` when there is none. The addresses are asked in turn until one answers.
+/// The user-data; `None` when there is none. It is asked for until there is an answer: nobody else knows whether
+/// this machine has a job, which would never begin, and never end.
+pub(crate) fn user_data(root: &Path, cloud: Cloud) -> Option<Vec<u8>> {
+    let mut patience = PATIENCE;
+    loop {
+        let ways = interface::ways(root, &cloud.addresses());
+        match ask_for(cloud, &ways, patience) {
+            Ok(answer) => return answer,
+            Err(error) if !patience.is_zero() => {
+                eprintln!("apppot-init: the cloud's metadata cannot be had yet: {error}");
+            }
+            Err(_) => {}
+        }
+        patience = Duration::ZERO;
+        std::thread::sleep(LATER);
+    }
+}
+
+/// Asks in every way in turn until one answers.
 ///
 /// # Errors
-/// None of them has answered within `patience`.
-pub(crate) fn user_data(
-    cloud: Cloud,
-    addresses: &[SocketAddr],
-    patience: Duration,
-) -> io::Result<Option<Vec<u8>>> {
+/// None of them has within `patience`.
+fn ask_for(cloud: Cloud, ways: &[Way], patience: Duration) -> io::Result<Option<Vec<u8>>> {
     let end = Instant::now() + patience;
     loop {
         let mut last = io::Error::other("there is no address");
-        for address in addresses {
-            match ask(cloud, *address) {
+        for way in ways {
+            match ask(cloud, way) {
                 Ok(answer) => return Ok(answer),
-                Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
+                Err(error) => last = io::Error::new(error.kind(), format!("{way}: {error}")),
             }
         }
         if Instant::now() >= end {
@@ -85,12 +119,13 @@ pub(crate) fn user_data(
     }
 }
 
-fn ask(cloud: Cloud, address: SocketAddr) -> io::Result<Option<Vec<u8>>> {
+fn ask(cloud: Cloud, way: &Way) -> io::Result<Option<Vec<u8>>> {
     let answer = match cloud {
-        Cloud::OpenStack => request(address, "GET /openstack/latest/user_data", "")?,
+        Cloud::OpenStack => request(way, "GET /openstack/latest/user_data", "")?,
+        Cloud::Ec2WithoutToken => request(way, USER_DATA, "")?,
         Cloud::Ec2 => {
             let lifetime = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
-            let token = request(address, "PUT /latest/api/token", lifetime)?;
+            let token = request(way, "PUT /latest/api/token", lifetime)?;
             let token = match token {
                 (200, token) => String::from_utf8(token).ok().filter(|t| is_token(t)),
                 // The service is switched off.
@@ -99,7 +134,7 @@ fn ask(cloud: Cloud, address: SocketAddr) -> io::Result<Option<Vec<u8>>> {
             };
             let token = token.ok_or_else(|| io::Error::other("the token is none"))?;
             let token = format!("X-aws-ec2-metadata-token: {token}\r\n");
-            request(address, "GET /latest/user-data", &token)?
+            request(way, USER_DATA, &token)?
         }
     };
     match answer {
@@ -119,11 +154,11 @@ fn is_token(text: &str) -> bool {
 }
 
 /// One request (RFC 9112): the status and the body.
-fn request(address: SocketAddr, line: &str, headers: &str) -> io::Result<(u16, Vec<u8>)> {
-    let mut stream = TcpStream::connect_timeout(&address, AT_ONCE)?;
+fn request(way: &Way, line: &str, headers: &str) -> io::Result<(u16, Vec<u8>)> {
+    let mut stream = way.connect(AT_ONCE)?;
     stream.set_read_timeout(Some(AT_ONCE))?;
     stream.set_write_timeout(Some(AT_ONCE))?;
-    let host = address.ip();
+    let host = way.address.ip();
     let host = match host.is_ipv6() {
         true => format!("[{host}]"),
         false => host.to_string(),
@@ -201,6 +236,16 @@ mod tests {
         )
     }
 
+    /// Asks a service that is on loopback.
+    fn user_data(
+        cloud: Cloud,
+        addresses: &[SocketAddr],
+        patience: Duration,
+    ) -> io::Result<Option<Vec<u8>>> {
+        let root = tempfile::tempdir().unwrap();
+        ask_for(cloud, &interface::ways(root.path(), addresses), patience)
+    }
+
     const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
     const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n";
     const BUSY: &str = "HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
@@ -229,6 +274,10 @@ mod tests {
         let found = user_data(Cloud::OpenStack, &[address], patience).unwrap();
         assert_eq!(found.as_deref(), Some(&b"#!/bin/sh\n"[..]));
         assert!(served.join().unwrap()[0].starts_with("GET /openstack/latest/user_data "));
+        let (address, served) = service(&[&ok("#!/bin/sh\n")]);
+        let found = user_data(Cloud::Ec2WithoutToken, &[address], patience).unwrap();
+        assert_eq!(found.as_deref(), Some(&b"#!/bin/sh\n"[..]));
+        assert!(served.join().unwrap()[0].starts_with("GET /latest/user-data "));
     }
 
     #[test]
@@ -272,6 +321,25 @@ mod tests {
             std::fs::write(id.join(file), text).unwrap();
             assert_eq!(cloud(root.path()), found, "{text}");
             std::fs::remove_file(id.join(file)).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_image_knows_better_than_the_firmware() {
+        let root = tempfile::tempdir().unwrap();
+        let id = root.path().join("sys/class/dmi/id");
+        std::fs::create_dir_all(&id).unwrap();
+        std::fs::create_dir_all(root.path().join("etc/apppot")).unwrap();
+        std::fs::write(id.join("sys_vendor"), "Amazon EC2\n").unwrap();
+        for (word, found) in [
+            ("ec2-without-token\n", Some(Cloud::Ec2WithoutToken)),
+            ("openstack", Some(Cloud::OpenStack)),
+            ("none\n", None),
+            ("nonsense", Some(Cloud::Ec2)),
+            ("", Some(Cloud::Ec2)),
+        ] {
+            std::fs::write(root.path().join(CONFIGURED), word).unwrap();
+            assert_eq!(cloud(root.path()), found, "{word}");
         }
     }
 }

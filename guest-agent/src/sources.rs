@@ -137,14 +137,9 @@ pub(crate) fn user_data(root: &Path) -> Result<Found, String> {
         return Ok(Found::Absent);
     };
     uplink::wait_for(root);
-    match metadata::user_data(cloud, &cloud.addresses(), metadata::PATIENCE) {
-        Ok(Some(text)) if is_document(&text) => understood(&text, "the cloud's user-data"),
-        Ok(_) => Ok(Found::Absent),
-        // Nobody knows whether there is a job; an ordinary machine is not ended for this.
-        Err(error) => {
-            eprintln!("apppot-init: the cloud's metadata cannot be had: {error}");
-            Ok(Found::Absent)
-        }
+    match metadata::user_data(root, cloud) {
+        Some(text) if is_document(&text) => understood(&text, "the cloud's user-data"),
+        _ => Ok(Found::Absent),
     }
 }
 

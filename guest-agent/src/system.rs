@@ -19,9 +19,10 @@ use apppot_contract::store::SAVING;
 use apppot_contract::{document, Contract, Report};
 use nix::mount::{mount, MsFlags};
 
-use crate::courier::Courier;
+use crate::courier::{Courier, Errand};
 use crate::failure::{Failure, Step};
 use crate::link::Link;
+use crate::once::{Before, Record};
 use crate::{
     accounts, channels, defaults, growth, hostname, job, metadata, mounts, network, shutdown,
     sources, sudo, uplink, watchdog,
@@ -152,6 +153,9 @@ pub(crate) fn serve() -> ! {
     if let Some(courier) = ends.courier {
         courier.wait();
     }
+    if let Some(record) = ends.record {
+        record.end();
+    }
     // The init's own way, which ends its services; else the kernel's.
     if !Command::new("poweroff")
         .status()
@@ -168,6 +172,7 @@ struct Ends {
     link: Option<Link>,
     courier: Option<Courier>,
     leash: Option<watchdog::Leash>,
+    record: Option<Record>,
 }
 
 /// The contract that was left behind or, in a system that another initramfs has started, is to be found; or
@@ -213,7 +218,8 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
         sources::Found::Contract(contract) => contract,
         sources::Found::Elsewhere(pointer) => {
             let document = document::encode_pointer(&pointer);
-            send_for(&document, pointer.deadline, pointer.grace, ends)?;
+            let name = pointer.url.to_string();
+            send_for(&document, name, pointer.deadline, pointer.grace, ends)?;
             let received = match &mut ends.link {
                 Some(link) => link.receive_contract(),
                 None => Err(String::from("there is no link")),
@@ -226,7 +232,10 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
     match contract.deadline {
         Some(deadline) if !contract.store.is_empty() => {
             let document = document::encode(&contract);
-            send_for(&document, deadline, contract.grace, ends)?;
+            // Ids are chosen by people, who may choose one twice.
+            let report = contract.store.report.as_ref();
+            let name = report.map_or_else(|| contract.id.clone(), ToString::to_string);
+            send_for(&document, name, deadline, contract.grace, ends)?;
         }
         _ => {
             let device = contract.link.as_deref();
@@ -244,9 +253,13 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
     Ok(Some(*contract))
 }
 
-/// Starts the courier. From here on the machine ends in time, whatever happens.
+/// Starts the courier for the job of that name. From here on the machine ends in time, whatever happens.
+///
+/// # Errors
+/// It cannot be started; or the job has begun before this boot: then there is a courier for the report.
 fn send_for(
     document: &str,
+    name: String,
     deadline: SystemTime,
     grace: Duration,
     ends: &mut Ends,
@@ -258,15 +271,32 @@ fn send_for(
     let leash = end.map(watchdog::start).transpose().step(step)?;
     ends.leash = leash;
     let root = Path::new("/");
+    let record = Record::of(root, name);
+    let before = record.begin();
+    if before == Before::Ended {
+        return Err(Failure::new("starting the job", "it has ended before"));
+    }
+    ends.record = Some(record);
     uplink::wait_for(root);
     let services = match metadata::cloud(root) {
         Some(metadata::Cloud::Ec2) => metadata::Cloud::Ec2.addresses(),
         _ => Vec::new(),
     };
-    let (courier, link) = Courier::start(document, &services).step(step)?;
+    let errand = match before {
+        Before::Begun => Errand::Report,
+        _ => Errand::Job,
+    };
+    let (courier, link) = Courier::start(document, errand, &services).step(step)?;
     ends.courier = Some(courier);
     ends.link = Some(link);
-    Ok(())
+    match errand {
+        Errand::Job => Ok(()),
+        Errand::Report => Err(Failure::new(
+            "starting the job",
+            "the machine was started again while the job ran: something in it, or the cloud, has rebooted it, or \
+             its kernel has panicked",
+        )),
+    }
 }
 
 /// The report; `None` when there is no contract.

@@ -130,9 +130,11 @@ fn serve(mut stream: &TcpStream, state: &Mutex<State>, decide: &Decide) -> Optio
     let length: usize = length.map_or(0, |text| text.parse().unwrap());
     match fate {
         Fate::Answer(status, text) => {
-            let _ = answer(stream, status, text.as_bytes());
-            // The body does not come, or is not wanted.
-            return (length == 0).then_some(());
+            answer(stream, status, text.as_bytes())?;
+            // What is unread when a connection ends takes the answer along: the peer gets a reset instead.
+            // A body that waits for consent does not come.
+            let read = std::io::copy(&mut reader.take(length as u64), &mut std::io::sink());
+            return read.is_ok_and(|read| read == length as u64).then_some(());
         }
         Fate::Drop => return None,
         Fate::Hang => {
