@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use apppot_backends::spec::{Containment, Network, Seccomp};
+use apppot_snapshot::transfer::Limits;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cloud::{CloudCommand, Ec2Args};
@@ -79,7 +81,7 @@ pub(crate) enum SnapCommand {
         #[arg(long, value_name = "FILE")]
         overlay: Option<PathBuf>,
         /// Where to write the record
-        #[arg(short, long, value_name = "FILE", default_value = apppot_snapshot::DEFAULT_BASE)]
+        #[arg(short, long, value_name = "FILE", value_parser = new_file(), default_value = apppot_snapshot::DEFAULT_BASE)]
         output: PathBuf,
     },
     /// Write an archive of what an appliance has that its base has not
@@ -104,7 +106,7 @@ pub(crate) enum SnapCommand {
         #[arg(long, value_name = "FILE", required = true)]
         changes: Vec<PathBuf>,
         /// The new image
-        #[arg(short, long, value_name = "FILE")]
+        #[arg(short, long, value_name = "FILE", value_parser = new_file())]
         output: PathBuf,
         /// Replace a file that is there already
         #[arg(long)]
@@ -121,7 +123,7 @@ pub(crate) struct ChangesArgs {
     #[command(flatten)]
     pub(crate) what: WhatChanged,
     /// Where to write the archive
-    #[arg(short, long, value_name = "FILE", default_value = apppot_snapshot::DEFAULT_CHANGES)]
+    #[arg(short, long, value_name = "FILE", value_parser = new_file(), default_value = apppot_snapshot::DEFAULT_CHANGES)]
     pub(crate) output: PathBuf,
 }
 
@@ -287,22 +289,8 @@ pub(crate) struct MachineArgs {
     /// Copy only results that match back; repeatable, '!' before it leaves out
     #[arg(long, value_name = "PATTERN", help_heading = "Files")]
     pub(crate) output: Vec<String>,
-    /// The most bytes of copied results
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "256G",
-        help_heading = "Files"
-    )]
-    pub(crate) output_limit: Size,
-    /// The most files among copied results
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "10000000",
-        help_heading = "Files"
-    )]
-    pub(crate) output_files: u64,
+    #[command(flatten)]
+    pub(crate) output_limits: OutputLimits,
     /// Delete here what the job has deleted of what was copied
     #[arg(long, help_heading = "Files")]
     pub(crate) sync_deletes: bool,
@@ -337,11 +325,49 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "TIME", help_heading = "Job")]
     pub(crate) grace: Option<Duration>,
     /// Write a report about the run to this file, as JSON
-    #[arg(long, value_name = "FILE", help_heading = "Job")]
+    #[arg(long, value_name = "FILE", value_parser = new_file(), help_heading = "Job")]
     pub(crate) report: Option<PathBuf>,
     /// Print what would be started, and start nothing
     #[arg(long, help_heading = "Job")]
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) ec2: Ec2Args,
+}
+
+/// What a machine may leave here.
+#[derive(Debug, Args)]
+pub(crate) struct OutputLimits {
+    /// The most bytes of copied results
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "256G",
+        help_heading = "Files"
+    )]
+    output_limit: Size,
+    /// The most files among copied results
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "10000000",
+        help_heading = "Files"
+    )]
+    output_files: u64,
+}
+
+impl OutputLimits {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            bytes: self.output_limit.0,
+            entries: self.output_files,
+        }
+    }
+}
+
+/// The name of a file to be written. Elsewhere `-` is standard output, here it would be a file's name.
+pub(crate) fn new_file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str() == "-" {
+        true => Err("it does not go to standard output; './-' is a file of that name"),
+        false => Ok(path),
+    })
 }

@@ -12,6 +12,7 @@ use apppot_backends::{containment, limits, user_network};
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::signature::Demand;
 use crate::snap::kept::Kept;
 
 /// How a check came out.
@@ -114,7 +115,21 @@ fn checks(config: &Config) -> Vec<Check> {
         disk(),
     ]);
     checks.extend(kept());
+    checks.extend(Demand::of(config).map(|demand| signatures(&demand, config)));
     checks
+}
+
+/// What a configuration demands is as much an obstacle as what is missing.
+fn signatures(demand: &Demand, config: &Config) -> Check {
+    let check = Check::good("signatures", demand.says());
+    match demand.check_kernel(config) {
+        Ok(()) => check,
+        Err(error) => check.but(
+            State::Bad,
+            error.to_string(),
+            crate::failure::hint(&error).unwrap_or_default(),
+        ),
+    }
 }
 
 /// Where the appliance is.

@@ -87,6 +87,12 @@ pub(crate) fn read_bounded(file: File, most: u64) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Whether the disk below a file is full, as far as can be known.
+pub(crate) fn lacks_space(path: &Path) -> bool {
+    let stat = nix::sys::statvfs::statvfs(path);
+    stat.is_ok_and(|stat| stat.blocks_available() * stat.fragment_size() < 1 << 20)
+}
+
 /// Writes to something that is no regular file, such as `/dev/stderr` or a named pipe.
 ///
 /// # Errors

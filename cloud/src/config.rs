@@ -1,6 +1,7 @@
 //! Region, endpoints and credentials, found where the AWS tools find them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -29,6 +30,8 @@ pub enum Service {
     Ebs,
     /// Objects.
     S3,
+    /// What things cost (AWS Price List).
+    Pricing,
 }
 
 impl Service {
@@ -39,6 +42,7 @@ impl Service {
             Service::Ec2 => "EC2",
             Service::Ebs => "EBS",
             Service::S3 => "S3",
+            Service::Pricing => "Pricing",
         }
     }
 
@@ -48,6 +52,7 @@ impl Service {
             Service::Ec2 => "ec2",
             Service::Ebs => "ebs",
             Service::S3 => "s3",
+            Service::Pricing => "pricing",
         }
     }
 }
@@ -61,6 +66,8 @@ pub struct Config {
     pub region: String,
     /// How often a request is made at most.
     pub(crate) attempts: u32,
+    /// How long a service that is to say or take something may do neither.
+    pub(crate) silence: Duration,
     /// One for all services.
     endpoint: Option<String>,
     /// Of single services.
@@ -70,6 +77,9 @@ pub struct Config {
 /// How often a request is made at most, when nobody says. With the pauses between them, that is
 /// about half a minute of patience.
 const ATTEMPTS: u32 = 10;
+/// How long nothing may be heard, and how long by those who ask again by themselves.
+const SILENCE: Duration = Duration::from_secs(60);
+const SHORT_SILENCE: Duration = Duration::from_secs(10);
 
 /// The section of a profile in the file `config`; in `credentials` it has the profile's own name.
 pub(crate) fn section(profile: &str) -> String {
@@ -119,9 +129,9 @@ impl Config {
                 "set AWS_REGION, such as eu-central-1",
             ));
         }
-        let services = [Service::Ec2, Service::Ebs, Service::S3];
+        let services = [Service::Ec2, Service::Ebs, Service::S3, Service::Pricing];
         let endpoints = services.into_iter().filter_map(|service| {
-            let name = format!("AWS_ENDPOINT_URL_{}", service.name());
+            let name = format!("AWS_ENDPOINT_URL_{}", service.id().to_uppercase());
             Some((service, get(&name)?))
         });
         let attempts = get("AWS_MAX_ATTEMPTS").and_then(|text| text.parse().ok());
@@ -129,6 +139,7 @@ impl Config {
             credentials: Credentials::find(environment, &profile, &credentials, &config)?,
             region,
             attempts: attempts.unwrap_or(ATTEMPTS).clamp(1, 100),
+            silence: SILENCE,
             endpoint: get("AWS_ENDPOINT_URL").or_else(|| config.get(&section, "endpoint_url")),
             endpoints: endpoints.collect(),
         })
@@ -147,11 +158,13 @@ impl Config {
             .or_else(|| self.endpoint.clone())
     }
 
-    /// The same, but a request is made so often at most: for those who ask again anyway.
+    /// The same for those who ask again by themselves, and have other things to do meanwhile: a request is made once,
+    /// and given up soon.
     #[must_use]
-    pub fn with_attempts(&self, attempts: u32) -> Self {
+    pub fn hasty(&self) -> Self {
         Config {
-            attempts: attempts.min(self.attempts),
+            attempts: 1,
+            silence: SHORT_SILENCE,
             ..self.clone()
         }
     }
@@ -174,7 +187,28 @@ impl Config {
             true => "amazonaws.com.cn",
             false => "amazonaws.com",
         };
-        format!("{}.{}.{suffix}", service.id(), self.region)
+        let name = match service {
+            Service::Pricing => "api.pricing",
+            service => service.id(),
+        };
+        format!("{name}.{}.{suffix}", self.region)
+    }
+
+    /// The same where the price list is: in few regions, for all of them. `None` when machines are not Amazon's,
+    /// nor their prices.
+    pub(crate) fn of_price_list(&self) -> Option<Self> {
+        let named = |service| self.endpoints.iter().any(|(of, _)| *of == service);
+        if !named(Service::Pricing) && self.own_endpoint(Service::Ec2).is_some() {
+            return None;
+        }
+        let region = match self.region.starts_with("cn-") {
+            true => "cn-northwest-1",
+            false => "us-east-1",
+        };
+        Some(Config {
+            region: region.to_owned(),
+            ..self.clone()
+        })
     }
 }
 

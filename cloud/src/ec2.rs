@@ -8,6 +8,8 @@ use crate::{Config, Error, Result, Service};
 
 /// The version of the interface.
 const VERSION: &str = "2016-11-15";
+/// What our images call their root.
+pub(crate) const ROOT_DEVICE: &str = "/dev/xvda";
 /// The most pages of a list; a service that never ends one is broken.
 const PAGES: usize = 1000;
 
@@ -116,7 +118,6 @@ impl Ec2 {
     /// The service cannot be reached, or refuses.
     pub fn register(&self, image: &NewImage<'_>) -> Result<String> {
         let operation = "RegisterImage";
-        let device = "/dev/xvda";
         let parameters = parameters(&[
             ("Name", image.name),
             ("Description", image.description),
@@ -125,8 +126,8 @@ impl Ec2 {
             ("EnaSupport", "true"),
             ("BootMode", "uefi-preferred"),
             ("ImdsSupport", "v2.0"),
-            ("RootDeviceName", device),
-            ("BlockDeviceMapping.1.DeviceName", device),
+            ("RootDeviceName", ROOT_DEVICE),
+            ("BlockDeviceMapping.1.DeviceName", ROOT_DEVICE),
             ("BlockDeviceMapping.1.Ebs.SnapshotId", image.snapshot),
             ("BlockDeviceMapping.1.Ebs.VolumeType", "gp3"),
             ("BlockDeviceMapping.1.Ebs.DeleteOnTermination", "true"),

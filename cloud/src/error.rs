@@ -42,6 +42,8 @@ pub enum Error {
         service: &'static str,
         /// What was asked of it.
         operation: String,
+        /// The status of HTTP.
+        status: u16,
         /// The service's code of the error, such as `AuthFailure`; `HTTP 500` when there is none.
         code: String,
         /// What the service says.
@@ -95,8 +97,9 @@ impl Error {
     #[must_use]
     pub fn passes(&self) -> bool {
         match self {
-            Error::Unreachable { .. } => true,
-            Error::Refused { code, .. } => is_throttling(code) || is_trouble(code),
+            // Somebody on the way may have answered in the service's place.
+            Error::Unreachable { .. } | Error::Malformed { .. } => true,
+            Error::Refused { status, code, .. } => is_passing(*status, code),
             _ => false,
         }
     }
@@ -170,8 +173,20 @@ fn advice(service: &str, operation: &str, code: &str) -> Option<String> {
         "ServiceQuotaExceeded" | "ResourceLimitExceeded" | "ConcurrentSnapshotLimitExceeded" => {
             quota(service)
         }
-        limit if limit.ends_with("LimitExceeded") && limit != "RequestLimitExceeded" => {
+        // Those of spot machines have no "Limit" in their names.
+        limit if limit.ends_with("LimitExceeded") && limit != "RequestLimitExceeded"
+            || limit.starts_with("MaxSpot") =>
+        {
             quota(service)
+        }
+        "VPCIdNotSpecified" | "DefaultVpcDoesNotExist" => {
+            String::from("the account has no default network: name a subnet with --ec2-subnet")
+        }
+        "InvalidSubnetID.NotFound" | "InvalidGroup.NotFound" | "InvalidKeyPair.NotFound" => {
+            String::from("subnets, groups and keys belong to a region: check the id, and AWS_REGION")
+        }
+        "InvalidBlockDeviceMapping" => {
+            String::from("a disk cannot be smaller than the image: give a larger --ec2-disk, or none")
         }
         full if is_capacity(full) => String::from(
             "the cloud has no such machine free now: take another type or subnet, a machine that is not spot, or try later",
@@ -189,7 +204,7 @@ fn quota(service: &str) -> String {
 }
 
 /// Whether there is no machine free: that may last.
-pub(crate) fn is_capacity(code: &str) -> bool {
+fn is_capacity(code: &str) -> bool {
     matches!(
         code,
         "InsufficientInstanceCapacity"
@@ -200,17 +215,17 @@ pub(crate) fn is_capacity(code: &str) -> bool {
     )
 }
 
-/// Whether the service has failed.
-fn is_trouble(code: &str) -> bool {
-    code.starts_with("HTTP 5")
-        || matches!(
-            code,
-            "InternalError" | "InternalFailure" | "ServiceUnavailable" | "Unavailable"
-        )
+/// Whether a refusal with this status and code may be none the next time.
+pub(crate) fn is_passing(status: u16, code: &str) -> bool {
+    match status {
+        // Of a kind that the cloud counts among its own troubles.
+        500.. => !is_capacity(code),
+        _ => status == 429 || is_throttling(code),
+    }
 }
 
 /// Whether it was asked too often, or for too much at once: codes that the service gives for it.
-pub(crate) fn is_throttling(code: &str) -> bool {
+fn is_throttling(code: &str) -> bool {
     let code = code.strip_suffix("Exception").unwrap_or(code);
     matches!(
         code,
@@ -222,6 +237,10 @@ pub(crate) fn is_throttling(code: &str) -> bool {
             | "BandwidthLimitExceeded"
             | "TooManyRequests"
             | "SlowDown"
+            | "SlowDownRead"
+            | "SlowDownWrite"
+            // S3's for a connection that stood still, with the status 400.
+            | "RequestTimeout"
             | "PriorRequestNotComplete"
             | "EC2Throttled"
     )
@@ -235,6 +254,7 @@ mod tests {
         let error = Error::Refused {
             service,
             operation: String::from("RegisterImage"),
+            status: 400,
             code: code.to_owned(),
             message: String::from("no"),
         };
@@ -254,6 +274,8 @@ mod tests {
             ("RequestLimitExceeded", "later"),
             ("InsufficientInstanceCapacity", "another type"),
             ("VcpuLimitExceeded", "quota"),
+            ("MaxSpotInstanceCountExceeded", "quota"),
+            ("VPCIdNotSpecified", "--ec2-subnet"),
             ("InvalidAMIName.Duplicate", "--name"),
             ("NoSuchBucket", "aws s3 mb"),
             ("InvalidAMIID.NotFound", "AWS_REGION"),
@@ -265,24 +287,32 @@ mod tests {
     }
     #[test]
     fn what_may_be_otherwise_later_is_told_from_what_stays() {
-        let error = |code: &str| Error::Refused {
+        let error = |status, code: &str| Error::Refused {
             service: "S3",
             operation: String::from("ListObjectsV2"),
+            status,
             code: code.to_owned(),
             message: String::new(),
         };
-        for code in [
-            "SlowDown",
-            "HTTP 503",
-            "ServiceUnavailable",
-            "RequestLimitExceeded",
+        for (status, code) in [
+            (503, "SlowDown"),
+            (503, "HTTP 503"),
+            (500, "SomethingNew"),
+            (429, "HTTP 429"),
+            (400, "RequestLimitExceeded"),
+            (400, "RequestTimeout"),
         ] {
-            assert!(error(code).passes(), "{code}");
+            assert!(error(status, code).passes(), "{code}");
         }
-        for code in ["AccessDenied", "HTTP 404", "ExpiredToken"] {
-            assert!(!error(code).passes(), "{code}");
+        for (status, code) in [
+            (403, "AccessDenied"),
+            (404, "HTTP 404"),
+            (400, "ExpiredToken"),
+            (500, "InsufficientInstanceCapacity"),
+        ] {
+            assert!(!error(status, code).passes(), "{code}");
         }
-        let hint = error("AccessDenied").hint().unwrap();
+        let hint = error(403, "AccessDenied").hint().unwrap();
         assert!(hint.ends_with("s3:ListBucket"), "{hint}");
     }
 }

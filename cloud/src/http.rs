@@ -14,7 +14,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, SendBody};
 
 use crate::config::{settings, Config};
-use crate::error::{is_capacity, is_throttling};
+use crate::error::is_passing;
 use crate::sign::{authorization, hex, presigned, timestamp, Scope, Signed, UNSIGNED};
 use crate::{Error, Result, Service};
 
@@ -177,6 +177,8 @@ impl Client {
             .max_redirects(0)
             .timeout_connect(Some(Duration::from_secs(15)))
             .timeout_global(Some(TIMEOUT))
+            .timeout_per_read(Some(config.silence))
+            .timeout_per_write(Some(config.silence))
             .max_idle_connections_per_host(64)
             .max_idle_connections(64)
             .user_agent(concat!("apppot/", env!("CARGO_PKG_VERSION")))
@@ -234,14 +236,11 @@ impl Client {
             return Ok(Answer { headers, body });
         }
         let (code, message) = refusal(status, &headers, &body);
-        let passes = match status {
-            // Of a kind that the cloud counts among its own troubles.
-            500.. => !is_capacity(&code),
-            _ => status == 429 || is_throttling(&code),
-        };
+        let passes = is_passing(status, &code);
         let error = Error::Refused {
             service: self.service.name(),
             operation: request.operation.to_owned(),
+            status,
             code: printable(&self.config.credentials.redact(&code)),
             message: printable(&self.config.credentials.redact(&message)),
         };

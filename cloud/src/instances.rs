@@ -4,7 +4,7 @@ use base64::prelude::{Engine, BASE64_STANDARD};
 use roxmltree::Node;
 
 use crate::config::settings;
-use crate::ec2::{child, parameters, text, Ec2};
+use crate::ec2::{child, parameters, text, Ec2, ROOT_DEVICE};
 use crate::Result;
 
 /// The most that user-data may be, bytes. Some clouds take more, and cut it.
@@ -29,6 +29,8 @@ pub struct NewInstance<'a> {
     pub groups: &'a [String],
     /// Name of the key for logging in; else nobody can.
     pub key: Option<&'a str>,
+    /// The size of its disk, GiB; else the image's.
+    pub disk: Option<u64>,
     /// Whether the cloud may end it when it wants the capacity for others, for less money.
     pub is_spot: bool,
 }
@@ -109,6 +111,11 @@ impl NewInstance<'_> {
         if let Some(key) = self.key {
             add(String::from("KeyName"), key);
         }
+        if let Some(disk) = self.disk {
+            add(String::from("BlockDeviceMapping.1.DeviceName"), ROOT_DEVICE);
+            let size = String::from("BlockDeviceMapping.1.Ebs.VolumeSize");
+            add(size, &disk.to_string());
+        }
         if self.is_spot {
             add(String::from("InstanceMarketOptions.MarketType"), "spot");
             add(
@@ -167,15 +174,20 @@ impl Ec2 {
         self.ask("TerminateInstances", parameters, |_| ())
     }
 
-    /// The last of what a machine has written to its console, late. Untrusted bytes.
+    /// The last of what a machine has written to its console, as new as the cloud has it. Untrusted bytes.
     ///
     /// # Errors
     /// The cloud cannot be reached, or refuses.
     pub fn console(&self, id: &str) -> Result<Vec<u8>> {
         let operation = "GetConsoleOutput";
-        let encoded = self.ask(operation, parameters(&[("InstanceId", id)]), |root| {
-            text(root, "output").unwrap_or_default()
-        })?;
+        let ask = |names: &[(&str, &str)]| {
+            self.ask(operation, parameters(names), |root| {
+                text(root, "output").unwrap_or_default()
+            })
+        };
+        // Not every type of machine has the latest.
+        let encoded = ask(&[("InstanceId", id), ("Latest", "true")]);
+        let encoded = encoded.or_else(|_| ask(&[("InstanceId", id)]))?;
         let encoded: String = encoded.split_whitespace().collect();
         BASE64_STANDARD
             .decode(encoded)
@@ -220,6 +232,7 @@ mod tests {
             subnet: None,
             groups: &[],
             key: None,
+            disk: Some(20),
             is_spot: true,
         }
     }
@@ -232,6 +245,7 @@ mod tests {
             ("MetadataOptions.HttpTokens", "required"),
             ("UserData", "I2FwcHBvdC8xCg=="),
             ("TagSpecification.2.Tag.1.Value", "b"),
+            ("BlockDeviceMapping.1.Ebs.VolumeSize", "20"),
             (
                 "InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior",
                 "terminate",

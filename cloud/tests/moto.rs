@@ -100,6 +100,7 @@ const NEW: NewInstance<'_> = NewInstance {
     subnet: None,
     groups: &[],
     key: None,
+    disk: Some(20),
     is_spot: false,
 };
 

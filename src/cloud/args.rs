@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::cli::OutputLimits;
+use crate::units::Size;
+
 /// Options of machines of EC2.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "EC2 (docs/ec2.md)")]
@@ -23,6 +26,9 @@ pub(crate) struct Ec2Args {
     /// Let whoever has this key log in (default: nobody)
     #[arg(long, value_name = "NAME")]
     pub(crate) ec2_key: Option<String>,
+    /// A larger disk than the image's, in whole GiB; its root filesystem grows at boot
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) ec2_disk: Option<Size>,
     /// A machine for less money, which the cloud may take back
     #[arg(long)]
     pub(crate) ec2_spot: bool,
@@ -60,6 +66,8 @@ pub(crate) enum CloudCommand {
         /// Another directory
         #[arg(short, long, value_name = "DIR")]
         workdir: Option<PathBuf>,
+        #[command(flatten)]
+        limits: OutputLimits,
         /// Leave what is stored
         #[arg(long)]
         keep: bool,

@@ -1,7 +1,7 @@
 //! A job on a machine of a cloud, from its plan to its end.
 
 use std::cell::{Cell, RefCell};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use apppot_cloud::{Config as Cloud, Ec2, Instance};
@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::objects::{self, Objects, DOCUMENT, RECORD};
 use super::plan::Plan;
-use super::watch::{Watch, Watched};
-use super::{show, BACKEND, JOB_TAG};
+use super::watch::{Watch, Watched, POLL};
+use super::{show, BACKEND, BUCKET_TAG, JOB_TAG};
 use crate::caller::JobDirectory;
 use crate::cli::{General, MachineArgs};
 use crate::config::Config;
@@ -20,6 +20,9 @@ use crate::outcome::{check_report, Ending};
 use crate::progress::Progress;
 use crate::run;
 use crate::session::{console, ends_the_job, Ended, Signals};
+
+/// How long the end of a machine may take that has been asked to.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// Runs `workload` on a machine of a cloud, and returns the exit status.
 ///
@@ -57,6 +60,10 @@ pub(crate) fn run(
                 show::describe(&plan, &objects, &instance);
             }
             if args.ec2.detach {
+                // With the time of the machine's start, from which on the cloud is to know it.
+                if let Err(error) = objects.put(RECORD, &serde_json::to_vec(&plan.record())?) {
+                    warn(&format!("the job's start could not be noted: {error}"));
+                }
                 show_job(&plan, &instance, general);
                 return Ok(0);
             }
@@ -136,17 +143,23 @@ impl Launch<'_> {
         match (self.asked.get(), error) {
             (Some(signal), _) => Ok(Err(Ending::Stopped(signal))),
             (None, None) => Ok(Err(Ending::TooLate)),
+            (None, Some(_)) if SystemTime::now() >= self.plan.deadline => Ok(Err(Ending::TooLate)),
             (None, Some(error)) => Err(error),
         }
     }
 
     fn goes_on(&self) -> bool {
+        !self.is_asked() && SystemTime::now() < self.plan.deadline
+    }
+
+    /// Whether the launcher has been asked to end.
+    fn is_asked(&self) -> bool {
         while let Some(signal) = self.signals.borrow_mut().next() {
             if ends_the_job(signal) && self.asked.get().is_none() {
                 self.asked.set(Some(signal));
             }
         }
-        self.asked.get().is_none()
+        self.asked.get().is_some()
     }
 
     /// `None` when there is no time left, or somebody wants us to end.
@@ -188,7 +201,11 @@ impl Launch<'_> {
     fn undo(&self) {
         let machines = self.ec2.instances(&format!("tag:{JOB_TAG}"), &self.plan.id);
         let ended = machines.and_then(|all| {
-            let ids: Vec<&str> = all.iter().map(|one| &one.id[..]).collect();
+            // Another bucket's job of this name is somebody else's.
+            let ours = all
+                .iter()
+                .filter(|one| one.tag(BUCKET_TAG) == Some(&self.plan.bucket));
+            let ids: Vec<&str> = ours.map(|one| &one.id[..]).collect();
             match ids.is_empty() {
                 true => Ok(()),
                 false => self.ec2.terminate(&ids),
@@ -207,9 +224,15 @@ impl Launch<'_> {
 
     /// Stays with the machine until it has ended, and leaves nothing of it.
     fn attend(&self, instance: &Instance) -> Result<Ending> {
-        // Who asks again by themselves need not be patient.
-        let hasty = self.plan.cloud.with_attempts(3);
-        let watched = self.watch(&hasty, instance);
+        let watched = self.watch(&self.plan.cloud.hasty(), instance);
+        // A machine that has gone may have taken it along.
+        let console = match &watched {
+            Ok(Watched {
+                ending: Ending::Lost(_),
+                ..
+            }) => self.ec2.console(&instance.id).ok(),
+            _ => None,
+        };
         let gone = self.ec2.terminate(&[&instance.id]);
         if let Err(error) = &gone {
             warn(&format!(
@@ -224,13 +247,13 @@ impl Launch<'_> {
                 instance.id, self.plan.id
             )
         })?;
+        if gone.is_ok() && !matches!(watched.ending, Ending::Reported(_)) {
+            self.wait_for_silence(&instance.id);
+        }
         let (mut ending, keeps) = self.take_results(watched.ending)?;
         if let Ending::Lost(lost) = &mut ending {
             // It is for the error text only.
-            lost.console = self
-                .ec2
-                .console(&instance.id)
-                .map_or(Vec::new(), |text| console::tail(&text));
+            lost.console = console.map_or(Vec::new(), |text| console::tail(&text));
         }
         for (what, reason) in watched.failures {
             match ending.exit_status() {
@@ -264,6 +287,18 @@ impl Launch<'_> {
         .run()
     }
 
+    /// A machine that is being ended may still store something, which would then stay.
+    fn wait_for_silence(&self, instance: &str) {
+        let end = Instant::now() + LAST_WORDS;
+        let runs = || match self.ec2.instances("instance-id", instance) {
+            Ok(found) => found.iter().any(|machine| !machine.has_ended()),
+            Err(_) => false,
+        };
+        while runs() && Instant::now() < end && !self.is_asked() {
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// Puts results into their places, as far as they are there. Whether they are to be kept in the cloud.
     fn take_results(&self, ending: Ending) -> Result<(Ending, bool)> {
         if !objects::has(&self.objects.list()?, "results") {
@@ -274,7 +309,8 @@ impl Launch<'_> {
             };
             return Ok((ending, false));
         }
-        let goes_on = || self.goes_on();
+        // Also those of a job whose time was over.
+        let goes_on = || !self.is_asked();
         let received = self.plan.staging.receive(self.objects.results(&goes_on)?);
         if let Some(signal) = self.asked.get() {
             return Ok((Ending::Stopped(signal), true));
@@ -282,7 +318,7 @@ impl Launch<'_> {
         let Some(failure) = received.failure else {
             return Ok((ending, false));
         };
-        let keeps = ending.has_results();
+        let keeps = ending.has_results() || !received.ended_early;
         Ok((ending.without_results(failure), keeps))
     }
 }

@@ -12,10 +12,11 @@ use serde_json::{json, Value};
 
 use super::args::{Bucket, CloudCommand, Which};
 use super::objects::{self, Objects, Position, Record, REPORT, ROOT};
+use super::watch::UNKNOWN;
 use super::{BUCKET_TAG, DEADLINE_TAG, JOB_TAG};
 use crate::caller::JobDirectory;
 use crate::cli::General;
-use crate::failure::{hinted, print, print_out, say};
+use crate::failure::{hinted, print, print_out, say, warn};
 use crate::outcome::Ending;
 use crate::run;
 use crate::staging::{Staging, Wishes};
@@ -40,11 +41,12 @@ pub(crate) fn command(command: &CloudCommand, general: &General) -> Result<u8> {
         CloudCommand::Fetch {
             which,
             workdir,
+            limits,
             keep,
         } => {
             let jobdir = JobDirectory::find(workdir.as_deref())?;
             let job = Manager::new(&which.bucket)?.find(which)?;
-            job.fetch(&jobdir, *keep, general)
+            job.fetch(&jobdir, limits.limits(), *keep, general)
         }
     }
 }
@@ -52,7 +54,10 @@ pub(crate) fn command(command: &CloudCommand, general: &General) -> Result<u8> {
 struct Manager {
     cloud: Cloud,
     ec2: Ec2,
-    bucket: Option<String>,
+    /// The bucket that was asked for.
+    named: Option<String>,
+    /// The one of the configuration.
+    usual: Option<String>,
 }
 
 /// A job of which something is there.
@@ -75,14 +80,11 @@ struct Row {
 impl Manager {
     fn new(bucket: &Bucket) -> Result<Self> {
         let cloud = super::configuration()?;
-        let bucket = match &bucket.name {
-            Some(name) => Some(name.clone()),
-            None => crate::here()?.ec2_bucket.value,
-        };
         Ok(Manager {
             ec2: Ec2::new(&cloud)?,
             cloud,
-            bucket,
+            named: bucket.name.clone(),
+            usual: crate::here()?.ec2_bucket.value,
         })
     }
 
@@ -101,7 +103,8 @@ impl Manager {
 
     fn objects(&self, job: &str, machines: &[Instance]) -> Result<Objects> {
         let tagged = machines.iter().find_map(|one| one.tag(BUCKET_TAG));
-        let bucket = self.bucket.as_deref().or(tagged).ok_or_else(|| {
+        let named = self.named.as_deref().or(tagged);
+        let bucket = named.or(self.usual.as_deref()).ok_or_else(|| {
             hinted(
                 format!("nobody knows where job '{job}' is stored"),
                 "name its bucket with --ec2-bucket, or as ec2-bucket in the configuration",
@@ -165,7 +168,7 @@ impl Manager {
             }
         }
         let mut stored = BTreeSet::new();
-        if let Some(bucket) = &self.bucket {
+        if let Some(bucket) = self.named.as_ref().or(self.usual.as_ref()) {
             for object in S3::new(&self.cloud, bucket)?.list(ROOT)? {
                 let rest = object.key.strip_prefix(ROOT).unwrap_or_default();
                 stored.extend(rest.split_once('/').map(|(job, _)| job.to_owned()));
@@ -174,15 +177,21 @@ impl Manager {
         let jobs: BTreeSet<String> = by_job.keys().cloned().chain(stored).collect();
         let mut rows = Vec::new();
         for job in jobs.into_iter().filter(|job| run::check_id(job).is_ok()) {
-            rows.push(self.row(&job, by_job.get(&job))?);
+            rows.push(self.row(&job, by_job.get(&job)));
         }
         Ok(rows)
     }
 
-    fn row(&self, job: &str, machine: Option<&Instance>) -> Result<Row> {
-        let objects = self.objects(job, machine.map_or(&[], std::slice::from_ref))?;
-        let record = objects.record()?;
-        let report = objects.report()?;
+    fn row(&self, job: &str, machine: Option<&Instance>) -> Row {
+        let stored = || -> Result<(Option<Record>, Option<Vec<u8>>)> {
+            let objects = self.objects(job, machine.map_or(&[], std::slice::from_ref))?;
+            Ok((objects.record()?, objects.report()?))
+        };
+        // One bucket that is somebody else's, or gone, hides no other job.
+        let (record, report) = stored().unwrap_or_else(|error| {
+            warn(&format!("job '{job}': {error:#}"));
+            (None, None)
+        });
         let report = report.and_then(|text| Report::decode(&text).ok());
         let state = match (&report, machine) {
             (Some(report), _) => words(&report.outcome),
@@ -193,7 +202,7 @@ impl Manager {
         let tag = |key: &str| machine.and_then(|one| one.tag(key)).map(str::to_owned);
         let clean =
             |text: String| crate::outcome::printable(text.as_bytes()).replace(['\n', '\t'], " ");
-        Ok(Row {
+        Row {
             job: job.to_owned(),
             state,
             instance: machine.map(|one| one.id.clone()),
@@ -208,7 +217,7 @@ impl Manager {
                     .unwrap_or_default(),
             ),
             command: clean(of_record(|it| it.command.join(" ")).unwrap_or_default()),
-        })
+        }
     }
 
     fn reap(&self, jobs: &[String], general: &General) -> Result<u8> {
@@ -263,23 +272,28 @@ fn print_reaped(job: &str, instance: Option<&str>, general: &General) {
     }
 }
 
+/// An answer of the cloud's; `None` when it may come later.
+fn bear<T>(answer: apppot_cloud::Result<T>) -> apppot_cloud::Result<Option<T>> {
+    match answer {
+        Err(error) if error.passes() => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
 impl Found {
     /// Until there is a report, or can be none; `seen` is called with each look.
     fn until_report(&self, seen: &mut dyn FnMut() -> Result<()>) -> Result<Ending> {
         for look in 0u32.. {
-            let machine = match look % RARELY {
-                0 => self.machine()?,
-                _ => Some(()),
-            };
+            let is_running = look % RARELY != 0 || bear(self.is_running())?.unwrap_or(true);
             seen()?;
-            if let Some(text) = self.objects.report()? {
+            if let Some(text) = bear(self.objects.report())?.flatten() {
                 // What was stored before the report.
                 seen()?;
                 return Ok(Ending::Reported(
                     Report::decode(&text).context("the job's report is none")?,
                 ));
             }
-            if machine.is_none() {
+            if !is_running {
                 break;
             }
             std::thread::sleep(POLL);
@@ -289,9 +303,20 @@ impl Found {
     }
 
     /// Whether the machine has not ended.
-    fn machine(&self) -> Result<Option<()>> {
+    fn is_running(&self) -> apppot_cloud::Result<bool> {
         let machines = self.ec2.instances(&format!("tag:{JOB_TAG}"), &self.id)?;
-        Ok(machines.iter().any(|one| !one.has_ended()).then_some(()))
+        if machines.is_empty() {
+            return self.is_new();
+        }
+        Ok(machines.iter().any(|one| !one.has_ended()))
+    }
+
+    /// Whether the cloud may not know the machine yet.
+    fn is_new(&self) -> apppot_cloud::Result<bool> {
+        let known = iso_time(SystemTime::now() - UNKNOWN);
+        // Times of that form compare as their texts do.
+        let is_new = |record: Record| record.started.len() == known.len() && record.started > known;
+        Ok(self.objects.record()?.is_some_and(is_new))
     }
 
     fn wait(&self, general: &General) -> Result<u8> {
@@ -304,30 +329,44 @@ impl Found {
 
     fn logs(&self, follow: bool) -> Result<u8> {
         let mut at = [Position::default(); 2];
-        let mut show = || {
-            for (which, stream) in ["stdout", "stderr"].into_iter().enumerate() {
-                while let Some(piece) = at[which].read(&self.objects, stream, 1 << 20)? {
-                    let written = match which {
-                        0 => std::io::stdout()
-                            .write_all(&piece)
-                            .and_then(|()| std::io::stdout().flush()),
-                        _ => std::io::stderr().write_all(&piece),
-                    };
-                    written.context("the job's output cannot be written")?;
-                }
-            }
-            Ok(())
-        };
-        match follow {
-            true => self.until_report(&mut show).map(drop)?,
-            false => show()?,
+        if follow {
+            self.until_report(&mut || bear(self.show(&mut at)?).map(drop).map_err(Into::into))?;
         }
+        // What could not be read before.
+        self.show(&mut at)??;
         Ok(0)
     }
 
-    fn fetch(&self, jobdir: &JobDirectory, keep: bool, general: &General) -> Result<u8> {
+    /// Writes what there is of the job's output from these places on.
+    fn show(&self, at: &mut [Position; 2]) -> Result<apppot_cloud::Result<()>> {
+        for (at, stream) in at.iter_mut().zip(["stdout", "stderr"]) {
+            loop {
+                let piece = match at.read(&self.objects, stream, 1 << 20) {
+                    Ok(Some(piece)) => piece,
+                    Ok(None) => break,
+                    Err(error) => return Ok(Err(error)),
+                };
+                let written = match stream {
+                    "stdout" => std::io::stdout()
+                        .write_all(&piece)
+                        .and_then(|()| std::io::stdout().flush()),
+                    _ => std::io::stderr().write_all(&piece),
+                };
+                written.context("the job's output cannot be written")?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn fetch(
+        &self,
+        jobdir: &JobDirectory,
+        limits: Limits,
+        keep: bool,
+        general: &General,
+    ) -> Result<u8> {
         let sizes = self.objects.list()?;
-        if !sizes.contains_key(REPORT) && self.machine()?.is_some() {
+        if !sizes.contains_key(REPORT) && self.is_running()? {
             return Err(hinted(
                 format!("job '{}' has not ended", self.id),
                 format!(
@@ -343,18 +382,22 @@ impl Found {
                 channel: None,
                 input: Vec::new(),
                 output: Vec::new(),
-                limits: Limits {
-                    bytes: u64::MAX,
-                    entries: u64::MAX,
-                },
+                limits,
                 sync_deletes: false,
                 shown: !general.quiet,
             };
             let staging = Staging::results_only(jobdir.real.clone(), &self.id, wishes)?;
             let received = staging.receive(self.objects.results(&|| true)?);
-            if let Some(failure) = received.failure.filter(|_| sizes.contains_key(REPORT)) {
-                return Err(hinted(failure, "they are still there: fetch them again")
-                    .context("not all of the job's results came back"));
+            match received.failure {
+                None => {}
+                // There will not be more of them.
+                Some(failure) if received.ended_early && !sizes.contains_key(REPORT) => {
+                    warn(&failure);
+                }
+                Some(failure) => {
+                    return Err(hinted(failure, "they are still there: fetch them again")
+                        .context("not all of the job's results came back"));
+                }
             }
         } else if !general.quiet {
             say("the job has left no results");

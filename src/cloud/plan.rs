@@ -36,7 +36,9 @@ pub(super) struct Plan {
     subnet: Option<String>,
     groups: Vec<String>,
     key: Option<String>,
-    is_spot: bool,
+    /// GiB.
+    disk: Option<u64>,
+    pub(super) is_spot: bool,
     /// Makes a request that is made again the same request.
     token: String,
     /// Without its objects.
@@ -120,6 +122,7 @@ impl Plan {
             subnet: config.ec2_subnet.value,
             groups: config.ec2_groups.value,
             key: config.ec2_key.value,
+            disk: config.ec2_disk.value.map(|size| size.0.div_ceil(1 << 30)),
             is_spot: config.ec2_spot.value,
             staging,
             reads_stdin,
@@ -136,7 +139,7 @@ impl Plan {
     }
 
     /// When the machine has ended, whatever happens.
-    fn end(&self) -> SystemTime {
+    pub(super) fn end(&self) -> SystemTime {
         self.deadline + self.grace + SAVING
     }
 
@@ -207,6 +210,7 @@ impl Plan {
             subnet: self.subnet.as_deref(),
             groups: &self.groups,
             key: self.key.as_deref(),
+            disk: self.disk,
             is_spot: self.is_spot,
         })
     }

@@ -89,6 +89,7 @@ pub(crate) fn refuse_elsewhere(args: &MachineArgs) -> Result<()> {
         ("--ec2-subnet", ec2.ec2_subnet.is_some()),
         ("--ec2-group", !ec2.ec2_group.is_empty()),
         ("--ec2-key", ec2.ec2_key.is_some()),
+        ("--ec2-disk", ec2.ec2_disk.is_some()),
         ("--ec2-spot", ec2.ec2_spot),
         ("--detach", ec2.detach),
     ];

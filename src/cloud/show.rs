@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use anyhow::Result;
-use apppot_cloud::{iso_time, Instance};
+use apppot_cloud::{iso_time, Ec2, Instance, Price};
 use serde_json::json;
 
 use super::objects::Objects;
@@ -69,7 +69,7 @@ fn redacted(document: &str) -> String {
     document.lines().map(line).collect()
 }
 
-/// `-v`: what was started.
+/// `-v`: what was started, and what it may cost.
 pub(super) fn describe(plan: &Plan, objects: &Objects, instance: &Instance) {
     say(&format!("machine {}: {BACKEND}", plan.id));
     say(&format!("  image:       {}", plan.image));
@@ -77,6 +77,28 @@ pub(super) fn describe(plan: &Plan, objects: &Objects, instance: &Instance) {
     say(&format!("  region:      {}", plan.cloud.region));
     say(&format!("  objects:     {}", objects.place(&plan.bucket)));
     say(&format!("  deadline:    {}", iso_time(plan.deadline)));
+    say(&format!("  price:       {}", price(plan)));
+}
+
+/// What the machine costs, as far as the cloud says so.
+fn price(plan: &Plan) -> String {
+    let cloud = plan.cloud.hasty();
+    let now = SystemTime::now();
+    let found = match plan.is_spot {
+        true => Ec2::new(&cloud).and_then(|ec2| Price::spot(&ec2, &plan.kind, &iso_time(now))),
+        false => Price::on_demand(&cloud, &plan.kind),
+    };
+    match found {
+        Ok(Some(Price { amount, currency })) => {
+            let left = plan.end().duration_since(now).unwrap_or_default();
+            let most = amount * left.as_secs_f64() / 3600.0;
+            format!(
+                "{amount} {currency} an hour, {most:.2} {currency} at most, and disk and traffic"
+            )
+        }
+        Ok(None) => String::from("not known: this cloud has no list"),
+        Err(error) => format!("not known: {error}"),
+    }
 }
 
 /// Warns of credentials that end before the job may: URLs signed with them do so, too.

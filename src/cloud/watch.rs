@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use apppot_cloud::{Ec2, Instance};
-use apppot_contract::store::REFRESH;
+use apppot_contract::store::{REFRESH, SAVING};
 use apppot_contract::Report;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
@@ -18,15 +18,15 @@ use crate::outcome::{printable, Ending, Lost};
 use crate::session::{ends_the_job, Signals};
 
 /// Between two looks at the objects.
-const POLL: Duration = Duration::from_secs(2);
+pub(super) const POLL: Duration = Duration::from_secs(2);
 /// Between two looks at the machine: clouds do not like to be asked often.
 const LOOK: Duration = Duration::from_secs(10);
-/// A machine that has been asked to end and stores nothing more for so long will not.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// A machine that has not stored anything in this time will not.
 const BOOT: Duration = Duration::from_secs(600);
 /// So long the cloud may not know a machine that it has just started.
-const UNKNOWN: Duration = Duration::from_secs(120);
+pub(super) const UNKNOWN: Duration = Duration::from_secs(120);
+/// So many requests in a row that fail are spoken of; single ones do, now and then.
+const MANY: u32 = 3;
 /// Read at once of the job's output, bytes.
 const PIECE: u64 = 1 << 20;
 /// What a reader gets to take the rest of the output when the launcher has been asked to end.
@@ -61,10 +61,12 @@ pub(super) struct Watch<'a> {
     stored: Option<u64>,
     grown: Instant,
     next_look: Instant,
-    /// Whether the cloud does not answer.
-    in_trouble: bool,
+    /// How many times in a row the cloud has not answered.
+    troubles: u32,
     /// Signals for the job, a line each.
     control: String,
+    /// Whether the last of them have not been stored yet.
+    is_unsent: bool,
     /// The first signal that asked the launcher to end.
     asked: Option<i32>,
     /// When the job is ended that does not end.
@@ -98,8 +100,9 @@ impl<'a> Watch<'a> {
             stored: None,
             grown: now,
             next_look: now + LOOK,
-            in_trouble: false,
+            troubles: 0,
             control: String::new(),
+            is_unsent: false,
             asked: None,
             force_at: None,
         }
@@ -110,6 +113,9 @@ impl<'a> Watch<'a> {
         let ending = loop {
             if let Some(ending) = self.look()? {
                 break ending;
+            }
+            if self.is_unsent {
+                self.store_control()?;
             }
             if let Some(ending) = self.enforce_time()? {
                 break ending;
@@ -152,7 +158,15 @@ impl<'a> Watch<'a> {
                 return Ok(Some(ending));
             }
         }
-        if sizes.contains_key(REPORT) {
+        let (reported, ended) = (sizes.contains_key(REPORT), end.is_some());
+        let has_more =
+            |tail: &Tail| tail.failure.is_none() && tail.at.has_more(&sizes, tail.stream);
+        if (reported || ended) && self.tails.iter().any(has_more) {
+            // What could not be read now is read before the end.
+            self.next_look = Instant::now();
+            return Ok(None);
+        }
+        if reported {
             let report = self.objects.report();
             let text = self.bear(report)?.flatten();
             return Ok(text.map(|text| match Report::decode(&text) {
@@ -183,16 +197,16 @@ impl<'a> Watch<'a> {
     fn bear<T>(&mut self, answer: apppot_cloud::Result<T>) -> Result<Option<T>> {
         match answer {
             Ok(answer) => {
-                self.in_trouble = false;
+                self.troubles = 0;
                 Ok(Some(answer))
             }
             Err(error) if error.passes() => {
-                if !self.in_trouble && !self.general.quiet {
+                self.troubles += 1;
+                if self.troubles == MANY && !self.general.quiet {
                     warn(&format!(
                         "{error}; it is asked again until the job's deadline"
                     ));
                 }
-                self.in_trouble = true;
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -290,19 +304,28 @@ impl<'a> Watch<'a> {
             if ends && (self.asked.is_some() || self.stored.is_none()) {
                 return Ok(Some(Ending::Stopped(self.asked.unwrap_or(signal))));
             }
-            self.send(signal)?;
             if ends {
                 self.asked = Some(signal);
                 self.force_at = Some(Instant::now() + self.plan.grace + REFRESH);
             }
+            self.send(signal)?;
         }
         Ok(None)
     }
 
     fn send(&mut self, signal: i32) -> Result<()> {
         self.control.push_str(&format!("{signal}\n"));
+        self.store_control()
+    }
+
+    fn store_control(&mut self) -> Result<()> {
         let sent = self.objects.put_control(&self.control);
-        self.bear(sent).map(drop)
+        self.is_unsent = self.bear(sent)?.is_none();
+        if self.is_unsent && self.force_at.is_some() {
+            // The job has its grace from when it hears of the end.
+            self.force_at = Some(Instant::now() + self.plan.grace + REFRESH);
+        }
+        Ok(())
     }
 
     fn enforce_time(&mut self) -> Result<Option<Ending>> {
@@ -312,14 +335,15 @@ impl<'a> Watch<'a> {
             self.grown = now;
             self.send(libc::SIGKILL)?;
         }
-        let has_grown = self.grown + PATIENCE > now;
+        // It stores what it has in large pieces, and for so long.
+        let has_grown = self.grown + SAVING > now;
         if let (Some(signal), None, false) = (self.asked, self.force_at, has_grown) {
             return Ok(Some(Ending::Stopped(signal)));
         }
         let past = SystemTime::now().duration_since(self.plan.deadline).ok();
         Ok(match past {
             Some(_) if self.stored.is_none() => Some(Ending::TooLate),
-            Some(past) if past > self.plan.grace + PATIENCE && !has_grown => Some(Ending::TimedOut),
+            Some(past) if past > self.plan.grace + SAVING && !has_grown => Some(Ending::TimedOut),
             None if self.stored.is_none() && self.started.elapsed() > BOOT => {
                 Some(Ending::Lost(Lost::no_hello(BOOT)))
             }

@@ -208,7 +208,7 @@ mod tests {
         let text = "image = 'a.img'\nbackend = 'uml'\nconnect = 'qemu:///session'\nkernel = '/k'\nmemory = '1G'\ncpus = 2\n\
             containment = 'required'\nseccomp = 'off'\nnetwork = 'user'\ntime-limit = '1h'\ngrace = 3\n\
             channel = 'link'\nec2-bucket = 'b'\nec2-type = 't'\nec2-subnet = 's'\nec2-groups = ['g']\n\
-            ec2-key = 'k'\nec2-spot = true\nbind = ['/data:ro']\nrequire-signature = true\n\
+            ec2-key = 'k'\nec2-spot = true\nec2-disk = '20G'\nbind = ['/data:ro']\nrequire-signature = true\n\
             trusted-keys = ['RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3']\n\
             [env]\nA = 'b'\n";
         let values = parse(text, Path::new("/project/apppot.toml")).unwrap();

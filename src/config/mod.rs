@@ -140,6 +140,7 @@ mod tests {
             ("APPPOT_EC2_TYPE", "t", "ec2-type"),
             ("APPPOT_EC2_SUBNET", "s", "ec2-subnet"),
             ("APPPOT_EC2_KEY", "k", "ec2-key"),
+            ("APPPOT_EC2_DISK", "20G", "ec2-disk"),
             ("APPPOT_EC2_SPOT", "true", "ec2-spot"),
         ] {
             let read = table::VARIABLES.iter().find(|(other, _)| *other == name);

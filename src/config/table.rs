@@ -103,6 +103,7 @@ keys! {
     ec2_subnet "ec2-subnet": String => Option<String> = None, "(the account's default)", ["APPPOT_EC2_SUBNET"];
     ec2_groups "ec2-groups": Vec<String> => Vec<String> = Vec::new(), "(the network's default)", [];
     ec2_key "ec2-key": String => Option<String> = None, "(none)", ["APPPOT_EC2_KEY"];
+    ec2_disk "ec2-disk": Size => Option<Size> = None, "(the image's)", ["APPPOT_EC2_DISK"];
     ec2_spot "ec2-spot": bool => bool = false, "", ["APPPOT_EC2_SPOT"];
     /// Further directories, as `--bind` takes them.
     bind "bind": Vec<String> => Vec<String> = Vec::new(), "", [];

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::cli::new_file;
 use crate::units::Size;
 
 /// `apppot image`.
@@ -56,7 +57,7 @@ pub(crate) enum ImageCommand {
     Export {
         /// A path, or a name in the store
         image: PathBuf,
-        /// Where to write it (default: standard output)
+        /// Where to write it (default, or '-': standard output)
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
@@ -175,7 +176,7 @@ pub(crate) struct BuildArgs {
     #[arg(default_value = "debian")]
     pub(crate) recipe: PathBuf,
     /// The image: a path, or a name in the store (default: the recipe's name)
-    #[arg(short, long, value_name = "IMAGE")]
+    #[arg(short, long, value_name = "IMAGE", value_parser = new_file())]
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) make: MakeArgs,
@@ -187,6 +188,7 @@ pub(crate) struct ImportArgs {
     /// What to make the image of
     pub(crate) source: String,
     /// The image: a path, or a name in the store
+    #[arg(value_parser = new_file())]
     pub(crate) image: PathBuf,
     #[command(flatten)]
     pub(crate) make: MakeArgs,

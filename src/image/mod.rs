@@ -57,7 +57,8 @@ pub(crate) fn run(command: &ImageCommand, general: &General) -> Result<u8> {
         ImageCommand::List => info::list(general)?,
         ImageCommand::Rm { names } => remove(names, general)?,
         ImageCommand::Export { image, output } => {
-            export(&store::resolve(image), output.as_deref())?
+            let output = output.as_deref().filter(|path| path.as_os_str() != "-");
+            export(&store::resolve(image), output)?
         }
     }
     Ok(0)

@@ -108,7 +108,10 @@ pub(super) fn resize(path: &Path, size: u64, general: &General) -> Result<()> {
     checked.map_err(cannot)?;
     let kibibytes = format!("{}K", size / 1024);
     let resized = call("resize2fs", "e2fsprogs", &[name, kibibytes.into()])?;
-    resized.map_err(cannot)?;
+    resized.map_err(|said| {
+        let info = format!("'apppot image info {shown}' says how much is in it; it is as it was");
+        hinted(cannot(said).to_string(), info)
+    })?;
     output
         .file()
         .set_len(size)

@@ -156,7 +156,8 @@ impl Demand {
         verify(file, path, &self.keys, &verified).map(drop)
     }
 
-    fn says(&self) -> String {
+    /// Who demands.
+    pub(crate) fn says(&self) -> String {
         format!("'{}' requires signatures", self.origin.display())
     }
 }

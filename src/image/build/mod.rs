@@ -225,12 +225,8 @@ impl Build<'_> {
                 say(&line);
             }
         }
-        let stat = nix::sys::statvfs::statvfs(new.room());
-        let free = stat.map_or(u64::MAX, |stat| {
-            stat.blocks_available() * stat.fragment_size()
-        });
         let what = format!("cannot build '{}'", self.recipe.name);
-        match free < 1 << 20 {
+        match crate::files::lacks_space(new.room()) {
             true => hinted(
                 format!(
                     "{what}: no space is left in '{}': {error:#}",
