@@ -29,7 +29,7 @@ bench:    ## everything that is claimed about speed, measured side by side (5 mi
 fuzz:     ## everything that reads what others wrote, FUZZ_SECONDS (30) each
 	@setup/fuzz.sh
 
-install:  ## into PREFIX (/usr/local), below DESTDIR: command, kernel if built, completions
+install:  ## into PREFIX (/usr/local), below DESTDIR: command, kernels if built, completions
 	@setup/install.sh
 
 clean:    ## what was built here; caches below the home directory stay

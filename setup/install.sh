@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Install the command, our kernel when it has been built, and completions. The command is built for this machine,
+# Install the command, kernels that have been made, and completions. The command is built for this machine,
 # with libvirt; with LIBVIRT=no it is the one static file, without libvirt, for machines of any distribution.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+umask 022
 prefix=${PREFIX:-/usr/local}
 root=${DESTDIR:-}$prefix
 
@@ -13,16 +14,25 @@ if (($(id -u) == 0)) && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; the
     exec sudo -H -u "$SUDO_USER" PREFIX="$prefix" DESTDIR="${DESTDIR:-}" LIBVIRT="${LIBVIRT:-}" "${BASH_SOURCE[0]}"
 fi
 
-# copy MODE FILE TARGET: as root where we may not write.
+# for_target TARGET COMMAND...: as root where we may not make it.
+for_target() {
+    local place
+    place=$(dirname "$1")
+    while [ ! -e "$place" ]; do place=$(dirname "$place"); done
+    if [ -w "$place" ]; then "${@:2}"; else as_root "${@:2}"; fi
+}
+
+# copy MODE FILE TARGET
 copy() {
-    local existing=$3
-    while [ ! -e "$existing" ]; do existing=$(dirname "$existing"); done
-    if [ -w "$existing" ] && [ -w "$(dirname "$existing")" ]; then
-        install -D -m "$1" "$2" "$3"
-    else
-        as_root install -D -m "$1" "$2" "$3"
-    fi
+    for_target "$3" install -D -m "$1" "$2" "$3"
     say "installed $3"
+}
+
+# The kernel for QEMU has its modules beside it.
+qemu_kernel() {
+    local from=$1 to=$root/lib/apppot
+    copy 644 "$from/vmlinux" "$to/vmlinux"
+    for_target "$to/modules" cp -r --no-preserve=mode,ownership "$from/modules" "$to"
 }
 
 completions() {
@@ -51,5 +61,9 @@ if [ -x "$(own_kernel)" ]; then
     copy 755 "$(own_kernel)" "$root/lib/apppot/linux"
 else
     say "note: AppPot's own kernel is not built; 'make kernel install' installs it, too"
+fi
+data=$(dirname "$(own_kernel)")
+if [ -e "$data/vmlinux" ]; then
+    qemu_kernel "$data"
 fi
 completions

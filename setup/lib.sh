@@ -65,7 +65,8 @@ need_qemu() {
     [ -n "$(candidate qemu-system-x86)" ] || { can_be_root && apt_get update; }
     tools=$(dpkg-query -W -f='${Version}' qemu-utils 2>/dev/null || true)
     release=$(apt-cache policy qemu-system-x86 | sed -n 's/^ *Candidate: //p')
-    if [ -n "$tools" ] && apt-cache show "qemu-system-x86=$tools" >/dev/null 2>&1; then
+    # 'apt-cache show' succeeds, and shows nothing, for a version that it has only heard of.
+    if [ -n "$tools" ] && apt-cache madison qemu-system-x86 | grep -qF "| $tools |"; then
         release=$tools
     fi
     can_be_root || die "packages are missing and there is no root or sudo to install them; run: apt-get install qemu-system-x86 qemu-utils"
@@ -181,7 +182,7 @@ build_release() {
 # For this machine, with libvirt, which cannot be linked into a static file.
 build_installed() {
     say "building apppot with libvirt"
-    (cd "$repository" && cargo build --quiet --release --features libvirt --locked)
+    (cd "$repository" && env -u CARGO_BUILD_TARGET cargo build --quiet --release --features libvirt --locked)
 }
 
 installed_binary() { echo "${CARGO_TARGET_DIR:-$repository/target}/release/apppot"; }

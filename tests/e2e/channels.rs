@@ -15,7 +15,7 @@ const COPYING: [&str; 2] = ["link", "disk"];
 fn live(job: &Job) -> &'static str {
     match job.site.backend {
         Backend::Uml => "hostfs",
-        Backend::Qemu | Backend::Libvirt => "9p",
+        _ => "9p",
     }
 }
 
@@ -230,7 +230,7 @@ fn return_what_there_is_when_the_command_fails_or_is_stopped() {
         // The boot counts.
         let limit = match job.site.backend {
             Backend::Uml => "4s",
-            Backend::Qemu | Backend::Libvirt => "10s",
+            _ => "10s",
         };
         let script = "echo x >limited; echo ready; exec sleep 1000";
         by(job.sh(script), channel)
@@ -264,7 +264,7 @@ fn work_when_the_launcher_is_killed() {
         // From the boot to the results.
         let step = match job.site.backend {
             Backend::Uml => 120,
-            Backend::Qemu | Backend::Libvirt => 1200,
+            _ => 1200,
         };
         for moment in 0..6 {
             let script =

@@ -1,32 +1,45 @@
-# What a launcher does with objects, by the cloud's own client.
+"""Prints how many of the requests in a file were signed in which way, and those that were signed wrongly."""
 import json
 import sys
 
-import boto3
-from botocore.config import Config
+from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.session import Session
 
-mode, arguments = sys.argv[1], sys.argv[2:]
-real = boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
-if mode == "sign":
-    # URLs for a host that only the machine has.
-    place = {"LocationConstraint": real.meta.region_name}
-    real.create_bucket(Bucket="jobs", CreateBucketConfiguration=place)
-    config = Config(signature_version="s3v4", s3={"addressing_style": "path"})
-    client = boto3.client("s3", endpoint_url=arguments[0], config=config)
-    verbs = {"get": "get_object", "put": "put_object"}
-    names = [name.split(":") for name in arguments[1:]]
-    print(json.dumps({
-        name: client.generate_presigned_url(verbs[verb], {"Bucket": "jobs", "Key": name}, 3600)
-        for verb, name in names
-    }))
-elif mode == "put":
-    for name, path in zip(arguments[::2], arguments[1::2]):
-        with open(path, "rb") as file:
-            real.put_object(Bucket="jobs", Key=name, Body=file)
-    print("{}")
-else:
-    found = real.list_objects_v2(Bucket="jobs").get("Contents", [])
-    print(json.dumps({
-        entry["Key"]: real.get_object(Bucket="jobs", Key=entry["Key"])["Body"].read().hex()
-        for entry in found
-    }))
+credentials = Session().get_credentials().get_frozen_credentials()
+checked = {"by header": 0, "by URL": 0, "wrong": []}
+for one in json.load(open(sys.argv[1])):
+    line, *lines = one["head"].split("\r\n")
+    method, target, _ = line.split(" ")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    path, _, query = target.partition("?")
+    words = dict(word.partition("=")[::2] for word in query.split("&"))
+    if "X-Amz-Signature" in words:
+        way, kind = "by URL", S3SigV4QueryAuth
+        scope = words["X-Amz-Credential"].replace("%2F", "/")
+        signed, date = words["X-Amz-SignedHeaders"].replace("%3B", ";"), words["X-Amz-Date"]
+        signature = words["X-Amz-Signature"]
+        rest = [word for word in query.split("&") if not word.startswith("X-Amz-Signature=")]
+        target = path + "?" + "&".join(rest)
+    else:
+        fields = headers["authorization"].removeprefix("AWS4-HMAC-SHA256 ").split(",")
+        fields = dict(field.strip().split("=", 1) for field in fields)
+        scope, signed, signature = fields["Credential"], fields["SignedHeaders"], fields["Signature"]
+        way, date = "by header", headers["x-amz-date"]
+        kind = S3SigV4Auth if "/s3/" in scope else SigV4Auth
+    key, _, region, service, _ = scope.split("/")
+    assert key == credentials.access_key
+    request = AWSRequest(
+        method,
+        "http://" + headers["host"] + target,
+        headers={name: headers[name] for name in signed.split(";")},
+        data=bytes.fromhex(one["body"]),
+    )
+    request.context["timestamp"] = date
+    signer = kind(credentials, service, region)
+    canonical = signer.canonical_request(request)
+    if signer.signature(signer.string_to_sign(request, canonical), request) == signature:
+        checked[way] += 1
+    else:
+        checked["wrong"].append(method + " " + target)
+json.dump(checked, sys.stdout)

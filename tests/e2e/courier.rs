@@ -1,323 +1,270 @@
-//! Jobs of machines that only an object store reaches: an image that boots by itself, in a cloud made of a
-//! metadata service and moto's S3.
+//! Jobs in a cloud that boots what it is asked for: EC2 and S3 are moto's, the machine is one of QEMU's that
+//! starts a copy of the image by itself, with a metadata service in a network of its own.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use apppot_contract::{
-    document, Boot, Channel, Contract, Files, Outcome, Pointer, Report, Stdin, Url, User, Workload,
-};
-use apppot_snapshot::transfer::{list, pack, Cargo};
-use serde_json::Value;
+use serde_json::{json, Value};
 
-use crate::layout_disk::{Machine, Metadata};
-use crate::support::moto::{Fate, Moto, Proxy};
-use crate::support::tools::{copy_sparse, tool};
-use crate::support::{boot_disk, Backend, Job};
+use crate::ec2::{cloud, left, nothing_is_left, run, SECRET};
+use crate::support::machine::Machine;
+use crate::support::metadata::Metadata;
+use crate::support::moto::{Fate, Moto, Proxy, Request, STORE};
+use crate::support::tools::copy_sparse;
+use crate::support::{boot_disk, noise, Backend, Job, Run, Running};
 
-const CLIENT: &str = include_str!("courier.py");
-
-/// The store as the machine sees it.
-const STORE: &str = "http://169.254.169.253";
-
-/// A cloud, and a job that is to run in it.
 struct Cloud<'a> {
     job: &'a Job,
     moto: Moto,
-    urls: HashMap<String, Url>,
+    proxy: Proxy,
+    image: &'static Path,
+}
+
+/// A machine that the launcher has asked for.
+struct Instance {
+    id: String,
+    machine: Machine,
+    metadata: Metadata,
 }
 
 impl<'a> Cloud<'a> {
-    fn start(job: &'a Job) -> Option<Self> {
-        let moto = Moto::start()?;
-        let mut words = vec![String::from("sign"), STORE.to_owned()];
-        words.extend(
-            ["get:document", "get:files.0", "get:stdin.0", "get:control"].map(String::from),
-        );
-        words.push(String::from("put:report"));
-        for stream in ["stdout", "stderr", "results"] {
-            words.extend((0..2).map(|index| format!("put:{stream}.{index}")));
+    /// `decide` says what becomes of each request of the launcher and of the machine.
+    fn start(
+        job: &'a Job,
+        decide: impl Fn(usize, &Request) -> Fate + Send + Sync + 'static,
+    ) -> Option<Self> {
+        if job.site.backend != Backend::Qemu {
+            return None;
         }
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let Value::Object(signed) = moto.ask(CLIENT, &words) else {
-            panic!("no URLs");
-        };
-        let urls = signed.into_iter().map(|(name, url)| {
-            let url = Url::new(url.as_str().unwrap()).unwrap();
-            (name, url)
-        });
+        let (image, moto) = (boot_disk()?, cloud()?);
+        let proxy = Proxy::start(&moto.address, decide);
         Some(Cloud {
             job,
-            urls: urls.collect(),
             moto,
+            proxy,
+            image,
         })
     }
 
-    fn url(&self, name: &str) -> Url {
-        self.urls[name].clone()
+    fn run(&self, command: &[&str]) -> Run<'a> {
+        // Systems boot slowly without hardware virtualisation.
+        run(self.job, &self.proxy.address, command).limit(420)
     }
 
-    /// Puts the object there.
-    fn put(&self, name: &str, content: &[u8]) {
-        let path = self.job.beside(name);
-        fs::write(&path, content).unwrap();
-        self.moto
-            .ask(CLIENT, &["put", name, path.to_str().unwrap()]);
+    fn sh(&self, script: &str) -> Run<'a> {
+        self.run(&["sh", "-c", script])
     }
 
-    /// Every object.
-    fn objects(&self) -> HashMap<String, Vec<u8>> {
-        let Value::Object(found) = self.moto.ask(CLIENT, &["get"]) else {
-            panic!("no objects");
-        };
-        let bytes = |text: &str| {
-            let digits = text.as_bytes().chunks(2);
-            let text = digits.map(|pair| std::str::from_utf8(pair).unwrap());
-            text.map(|pair| u8::from_str_radix(pair, 16).unwrap())
-                .collect()
-        };
-        let found = found.into_iter();
-        found
-            .map(|(name, hex)| (name, bytes(hex.as_str().unwrap())))
-            .collect()
+    /// Boots what has been asked for; its metadata service fails for `late` seconds.
+    fn boot(&self, late: u64) -> Instance {
+        self.boot_with(late, &[])
     }
 
-    /// A contract for this script, which gets what is in the job directory and this input.
-    fn contract(&self, script: &str, input: &[u8]) -> Contract {
-        let listing = list(self.job.path(), false).unwrap();
-        let items: Vec<_> = listing.items.iter().collect();
-        let mut stream = Vec::new();
-        pack(
-            self.job.path(),
-            Cargo::Files,
-            &items,
-            &mut stream,
-            &mut |_| {},
-        )
-        .unwrap();
-        let path = self.job.beside("stream");
-        fs::write(&path, stream).unwrap();
-        tool("zstd", &["-q", "-f", path.to_str().unwrap()]);
-        self.put("files.0", &fs::read(self.job.beside("stream.zst")).unwrap());
-        self.put("stdin.0", input);
-        let mut contract = Contract {
-            boot: Boot::System,
-            deadline: Some(SystemTime::now() + Duration::from_secs(600)),
-            files: Some(Files {
-                channel: Channel::Link,
-                target: "/job".into(),
-                ring: None,
-                results: Vec::new(),
-            }),
-            jobdir: "/job".into(),
-            user: Some(User {
-                name: "jo".into(),
-                uid: 1234,
-                group: "jo".into(),
-                gid: 1234,
-                groups: Vec::new(),
-                account: None,
-            }),
-            workload: Workload::Command(["sh", "-c", script].map(Into::into).into()),
-            stdin: Stdin::Link,
-            ..Contract::default()
-        };
-        let segments = |stream: &str| {
-            (0..2)
-                .map(|index| self.url(&format!("{stream}.{index}")))
-                .collect()
-        };
-        let store = &mut contract.store;
-        (store.files, store.stdin) = (vec![self.url("files.0")], vec![self.url("stdin.0")]);
-        (store.stdout, store.stderr) = (segments("stdout"), segments("stderr"));
-        store.results = segments("results");
-        store.report = Some(self.url("report"));
-        store.control = Some(self.url("control"));
-        assert_eq!(contract.check(), Ok(()));
-        contract
-    }
-
-    /// User-data that points to the contract, which is there.
-    fn user_data(&self, contract: &Contract) -> String {
-        self.put("document", document::encode(contract).as_bytes());
-        document::encode_pointer(&Pointer {
-            url: self.url("document"),
-            deadline: contract.deadline.unwrap(),
-            grace: contract.grace,
-            report: contract.store.report.clone(),
-        })
-    }
-
-    fn report(&self) -> Report {
-        Report::decode(&self.objects()["report"]).unwrap()
-    }
-
-    /// What the job has changed, as the stream has it.
-    fn results(&self) -> String {
-        let path = self.job.beside("results.zst");
-        fs::write(&path, &self.objects()["results.0"]).unwrap();
-        tool("zstd", &["-q", "-d", "-c", path.to_str().unwrap()])
-    }
-}
-
-/// A machine of the cloud, with a copy of the image.
-fn boot(job: &Job, image: &Path, metadata: &Metadata) -> Machine {
-    let disk = job.beside("disk.img");
-    copy_sparse(image, &disk);
-    Machine::start(job, &disk, &metadata.args())
-}
-
-/// What every such test begins with.
-fn on_qemu() -> Option<(Job, &'static Path)> {
-    let job = Job::new()?;
-    if job.site.backend != Backend::Qemu {
-        return None;
-    }
-    Some((job, boot_disk()?))
-}
-
-/// Also with a store that is away for a while, and a document that user-data does not hold.
-#[test]
-fn a_job_goes_through_an_object_store() {
-    let Some((job, image)) = on_qemu() else {
-        return;
-    };
-    let Some(cloud) = Cloud::start(&job) else {
-        return;
-    };
-    // Everything that is asked for fails at first.
-    let proxy = Proxy::start(&cloud.moto.address, |number, request| {
-        match request.what.contains("control") || number % 2 == 1 {
-            true => Fate::Pass,
-            false => Fate::Answer(503, String::from("<Error><Code>SlowDown</Code></Error>")),
+    /// With further arguments of QEMU's.
+    fn boot_with(&self, late: u64, args: &[&str]) -> Instance {
+        let facts = self.moto.ask(include_str!("machine.py"), &[]);
+        let user_data = facts["user-data"].as_str().unwrap();
+        let user_data = user_data.replace(&self.proxy.address, STORE);
+        let metadata = Metadata::start(Duration::from_secs(late), &user_data);
+        let metadata = metadata.with_store(&self.proxy.address);
+        let disk = self.job.beside("disk.img");
+        copy_sparse(self.image, &disk);
+        Instance {
+            id: facts["id"].as_str().unwrap().to_owned(),
+            machine: Machine::start(self.job, &disk, &[&metadata.args()[..], args].concat()),
+            metadata,
         }
-    });
-    job.put("given", "given\n");
-    job.put("removed", "");
-    let script = "id -u; cat given; cat; echo $LONG | wc -c; echo made-inside >made; rm removed
-        cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c X-Amz-Signatur[e]
-        echo err >&2; exit 37";
-    let mut contract = cloud.contract(script, b"to stdin\n");
-    contract.env = vec![("LONG".into(), "x".repeat(20_000).into())];
-    let metadata =
-        Metadata::start(&job, 0, &cloud.user_data(&contract)).with_store(&job, &proxy.address);
-    let mut machine = boot(&job, image, &metadata);
-    machine.ends();
-    let objects = cloud.objects();
-    let text = |name: &str| String::from_utf8_lossy(&objects[name]).into_owned();
-    let report = cloud.report();
-    assert_eq!(
-        report.outcome,
-        Outcome::Exited { status: 37 },
-        "{}",
-        machine.says()
-    );
-    assert_eq!(text("stdout.0"), "1234\ngiven\nto stdin\n20001\n0\n");
-    assert_eq!(text("stderr.0"), "err\n");
-    let results = cloud.results();
-    for name in ["apppot-results", "made-inside", "APPPOT.deleted=removed"] {
-        assert!(results.contains(name), "{name}");
     }
-    let says = machine.says();
-    assert!(
-        says.contains("trying again") && !says.contains("Signature"),
-        "{says}"
-    );
+
+    /// Ends it as the cloud does.
+    fn terminate(&self, instance: Instance) {
+        drop(instance.machine);
+        let end = "import boto3, sys; boto3.client('ec2').terminate_instances(InstanceIds=sys.argv[1:]); print('{}')";
+        self.moto.ask(end, &[&instance.id]);
+    }
+
+    /// Every request was signed as the cloud's own library signs it.
+    fn signatures_are_true(&self) {
+        let seen = self.proxy.seen();
+        let requests = seen.iter().map(|one| {
+            let body: String = one.body.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({"head": one.head, "body": body})
+        });
+        let requests: Vec<Value> = requests.collect();
+        let path = self.job.beside("requests.json");
+        fs::write(&path, Value::from(requests).to_string()).unwrap();
+        let program = include_str!("courier.py");
+        let checked = self.moto.ask(program, &[path.to_str().unwrap()]);
+        let wrong = checked["wrong"].as_array().unwrap();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        let count = |what: &str| checked[what].as_u64().unwrap();
+        assert!(count("by header") > 5 && count("by URL") > 5, "{checked}");
+    }
 }
 
-/// And a job that is sent a signal before.
+/// What the command gets and leaves, with a metadata service that is late, and a store that is busy.
+#[test]
+fn a_job_runs_on_a_machine_of_its_own() {
+    let Some(job) = Job::new() else { return };
+    let busy = |number, request: &Request| match request.is_of_machine()
+        && number % 2 == 0
+        && !request.what.contains("control")
+    {
+        true => Fate::Answer(503, String::from("<Error><Code>SlowDown</Code></Error>")),
+        false => Fate::Pass,
+    };
+    let Some(cloud) = Cloud::start(&job, busy) else {
+        return;
+    };
+    job.put("large", noise(3 << 20));
+    job.put("removed", "");
+    job.script("own", "#!/bin/sh\necho own");
+    let script = "id -u; ./own; cat; echo $LONG | wc -c; printf '%s|' \"$@\" >&2; cat large large >twice; rm removed
+        ln -s large link; mkdir -m 700 new; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c X-Amz-Signatur[e]
+        cat large; exit 37";
+    let words = ["sh", "-c", script, "sh", "a b", "", "*", "\u{e4}\n\\"];
+    let long = format!("LONG={}", "x".repeat(20_000));
+    let running = cloud
+        .run(&words)
+        .with(&["-v", "--env", &long, "--sync-deletes"])
+        .bytes("to stdin\n")
+        .start();
+    let mut instance = cloud.boot(20);
+    let done = running.finish().exits(37);
+    let mut expected = format!("{}\nown\nto stdin\n20001\n0\n", job.site.user.uid).into_bytes();
+    expected.extend(noise(3 << 20));
+    assert!(done.stdout == expected, "{}", instance.machine.says());
+    let done = done.says(&["a b||*|\u{e4}\n\\|", &instance.id]);
+    let twice = fs::read(job.path().join("twice")).unwrap();
+    assert!(twice == noise(3 << 20).repeat(2));
+    assert_eq!(
+        fs::read_link(job.path().join("link")).unwrap(),
+        Path::new("large")
+    );
+    assert!(!job.has("removed") && job.path().join("new").is_dir());
+    // By itself, whatever the launcher does.
+    instance.machine.ends();
+    let says = instance.machine.says();
+    assert!(says.contains("trying again"), "{says}");
+    for text in [&says, &done.stderr] {
+        for hidden in [SECRET, "X-Amz-Signature"] {
+            assert!(!text.contains(hidden), "{text}");
+        }
+    }
+    nothing_is_left(&cloud.moto, 1);
+    cloud.signatures_are_true();
+}
+
+/// Also a job that gets a signal before.
 #[test]
 fn a_spot_machine_that_is_taken_back_saves_results() {
-    let Some((job, image)) = on_qemu() else {
-        return;
-    };
-    let Some(cloud) = Cloud::start(&job) else {
+    let Some(job) = Job::new() else { return };
+    let Some(cloud) = Cloud::start(&job, |_, _| Fate::Pass) else {
         return;
     };
     let script = "trap 'echo usr1' USR1; trap 'echo saved-late >made; exit 9' TERM; echo ready
         while :; do sleep 1; done";
-    let contract = cloud.contract(script, b"");
-    let metadata = Metadata::start(&job, 0, &cloud.user_data(&contract));
-    let metadata = metadata.with_store(&job, &cloud.moto.address);
-    let mut machine = boot(&job, image, &metadata);
-    let prints = |text: &str| {
-        let stdout = cloud.objects().remove("stdout.0");
-        stdout.is_some_and(|stdout| stdout == text.as_bytes())
-    };
-    machine.until("the job's output", |_| prints("ready\n"));
-    cloud.put("control", b"10\n");
-    machine.until("the signal", |_| prints("ready\nusr1\n"));
-    metadata.take_back(r#"{"action": "terminate", "time": "2026-11-23T08:22:00Z"}"#);
-    machine.ends();
-    let report = cloud.report();
-    assert_eq!(
-        report.outcome,
-        Outcome::Exited { status: 9 },
-        "{}",
-        machine.says()
-    );
-    let note = "the cloud takes the machine back: terminate at 2026-11-23T08:22:00Z";
-    assert_eq!(report.notes, [note]);
-    assert!(cloud.results().contains("saved-late"));
+    let running = cloud.sh(script).start();
+    let mut instance = cloud.boot(0);
+    running.until_it_prints("ready\n");
+    running.signal(libc::SIGUSR1);
+    running.until_it_prints("usr1\n");
+    let notice = r#"{"action": "terminate", "time": "2026-11-23T08:22:00Z"}"#;
+    instance.metadata.take_back(notice);
+    let done = running.finish().exits(9);
+    done.says(&["the cloud takes the machine back: terminate at 2026-11-23T08:22:00Z"]);
+    assert_eq!(job.read("made"), "saved-late\n");
+    instance.machine.ends();
+    nothing_is_left(&cloud.moto, 1);
 }
 
-/// A document that is not there, and a job that ignores its deadline.
 #[test]
-fn what_goes_wrong_is_reported_and_ends_the_machine() {
-    let Some((job, image)) = on_qemu() else {
+fn what_was_stored_of_a_machine_that_is_gone_is_there() {
+    let Some(job) = Job::new() else { return };
+    let Some(cloud) = Cloud::start(&job, |_, _| Fate::Pass) else {
         return;
     };
-    let Some(cloud) = Cloud::start(&job) else {
+    let running = cloud.sh("echo so far; sleep 1000").start();
+    let instance = cloud.boot(0);
+    running.until_it_prints("so far\n");
+    cloud.terminate(instance);
+    let done = running.finish().exits(125).prints("so far\n");
+    done.says(&["terminated by someone else"]);
+    nothing_is_left(&cloud.moto, 1);
+}
+
+#[test]
+fn a_machine_that_is_rebooted_does_not_run_the_job_again() {
+    let Some(job) = Job::new() else { return };
+    let Some(cloud) = Cloud::start(&job, |_, _| Fate::Pass) else {
         return;
     };
-    let refuses = Arc::new(AtomicBool::new(true));
-    let is_expired = Arc::clone(&refuses);
-    let proxy = Proxy::start(&cloud.moto.address, move |_, request| {
-        match is_expired.load(SeqCst) && request.what.contains("document") {
-            true => Fate::Answer(
-                403,
-                String::from("<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"),
+    // The first pause is for the output to be stored.
+    let script = "echo so far; sleep 8; echo b >/proc/sysrq-trigger; sleep 1000";
+    let running = cloud.sh(script).with(&["--root"]).start();
+    let mut instance = cloud.boot_with(0, &["-action", "reboot=reset"]);
+    let done = running.finish().exits(125).prints("so far\n");
+    done.says(&["starting the job", "the machine was started again"]);
+    instance.machine.ends();
+    let starts = instance.machine.says().matches("login:").count();
+    assert!(starts <= 2, "{}", instance.machine.says());
+    nothing_is_left(&cloud.moto, 1);
+}
+
+/// A time limit, SIGTERM, and a command that is not there.
+#[test]
+fn jobs_end_as_everywhere() {
+    let Some(job) = Job::new() else { return };
+    let Some(cloud) = Cloud::start(&job, |_, _| Fate::Pass) else {
+        return;
+    };
+    let finish = |running: Running| {
+        let mut instance = cloud.boot(0);
+        let done = running.finish();
+        instance.machine.ends();
+        done
+    };
+    let run = cloud.run(&["no-such-command"]);
+    finish(run.start()).exits(127).says(&["no-such-command"]);
+    let stubborn = cloud.sh("echo x >made; trap '' TERM; sleep 1000");
+    let limited = stubborn.with(&["--time-limit", "140s", "--grace", "1s"]);
+    let done = finish(limited.start()).exits(124);
+    assert!(done.elapsed >= Duration::from_secs(140));
+    assert_eq!(job.read("made"), "x\n");
+    let running = cloud
+        .sh("trap 'echo saved >made; exit 5' TERM; echo ready; while :; do sleep 1; done")
+        .start();
+    let mut instance = cloud.boot(0);
+    running.until_it_prints("ready\n");
+    running.signal(libc::SIGTERM);
+    running.finish().exits(5);
+    assert_eq!(job.read("made"), "saved\n");
+    instance.machine.ends();
+    nothing_is_left(&cloud.moto, 3);
+}
+
+#[test]
+fn a_contract_that_cannot_be_fetched_any_more_is_reported() {
+    let Some(job) = Job::new() else { return };
+    let expired = |_, request: &Request| match request.is_of_machine()
+        && request.what.contains("/document")
+    {
+        true => Fate::Answer(
+            403,
+            String::from(
+                "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
             ),
-            false => Fate::Pass,
-        }
-    });
-    let contract = cloud.contract("trap '' TERM; sleep 1000", b"");
-    let start = |contract: &Contract| {
-        let metadata = Metadata::start(&job, 0, &cloud.user_data(contract));
-        let metadata = metadata.with_store(&job, &proxy.address);
-        boot(&job, image, &metadata)
+        ),
+        false => Fate::Pass,
     };
-    let mut machine = start(&contract);
-    machine.ends();
-    let Outcome::Failed { step, reason } = cloud.report().outcome else {
-        panic!("{}", machine.says());
+    let Some(cloud) = Cloud::start(&job, expired) else {
+        return;
     };
-    assert_eq!(step, "fetching the contract");
-    assert!(reason.contains("the URL has expired"), "{reason}");
-    let says = machine.says();
-    assert!(
-        says.contains("the URL has expired") && !says.contains("Signature"),
-        "{says}"
-    );
-    drop(machine);
-    refuses.store(false, SeqCst);
-    let contract = Contract {
-        deadline: Some(SystemTime::now() + Duration::from_secs(90)),
-        grace: Duration::from_secs(1),
-        ..contract
-    };
-    let begun = Instant::now();
-    let mut machine = start(&contract);
-    machine.ends();
-    assert!(begun.elapsed() >= Duration::from_secs(90));
-    assert_eq!(
-        cloud.report().outcome,
-        Outcome::TimedOut,
-        "{}",
-        machine.says()
-    );
+    let running = cloud.run(&["true"]).start();
+    let mut instance = cloud.boot(0);
+    let done = running.finish().exits(125);
+    done.says(&["fetching the contract", "the URL has expired"]);
+    instance.machine.ends();
+    assert_eq!(left(&cloud.moto).1, Vec::<String>::new());
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apppot_contract::Outcome;
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use crate::support::courier::{store, Machine};
 use crate::support::moto::{Fate, Moto, Proxy, Request};
@@ -16,19 +16,17 @@ use crate::support::{eventually, noise, Job, Run};
 const BUCKET: &str = "jobs-of-tests";
 const IMAGE: &str = "ami-03cf127a";
 /// Of `Run::cloud`.
-const SECRET: &str = "never/to+be=seen";
+pub(crate) const SECRET: &str = "never/to+be=seen";
 
 /// A cloud with a bucket.
-fn cloud() -> Option<Moto> {
+pub(crate) fn cloud() -> Option<Moto> {
     let moto = Moto::start()?;
-    let make = "import boto3, sys; boto3.client('s3').create_bucket(Bucket=sys.argv[1], \
-                CreateBucketConfiguration={'LocationConstraint': 'eu-north-1'}); print('{}')";
-    moto.ask(make, &[BUCKET]);
+    moto.make_bucket(BUCKET);
     Some(moto)
 }
 
 /// `apppot run --backend ec2 -- command` at this address.
-fn run<'a>(job: &'a Job, address: &str, command: &[&str]) -> Run<'a> {
+pub(crate) fn run<'a>(job: &'a Job, address: &str, command: &[&str]) -> Run<'a> {
     let options = ["--backend", "ec2", "--image", IMAGE, "--ec2-bucket", BUCKET];
     job.run(command).with(&options).cloud(address).limit(120)
 }
@@ -40,7 +38,7 @@ fn manage<'a>(job: &'a Job, address: &str, words: &[&str]) -> Run<'a> {
 }
 
 /// States of machines and names of objects.
-fn left(moto: &Moto) -> (Vec<String>, Vec<String>) {
+pub(crate) fn left(moto: &Moto) -> (Vec<String>, Vec<String>) {
     let left = moto.ask(include_str!("left.py"), &[BUCKET]);
     let texts = |key: &str| {
         let all = left[key].as_array().unwrap().iter();
@@ -49,7 +47,7 @@ fn left(moto: &Moto) -> (Vec<String>, Vec<String>) {
     (texts("machines"), texts("objects"))
 }
 
-fn nothing_is_left(moto: &Moto, machines: usize) {
+pub(crate) fn nothing_is_left(moto: &Moto, machines: usize) {
     let (states, objects) = left(moto);
     assert_eq!(states, vec!["terminated"; machines]);
     assert_eq!(objects, Vec::<String>::new());
@@ -63,11 +61,33 @@ fn refusal(code: &str) -> String {
     format!("<Response><Errors><Error><Code>{code}</Code><Message>No.</Message></Error></Errors></Response>")
 }
 
+/// A cloud that starts no machine, and says this.
+fn refusing(moto: &Moto, code: &'static str) -> Proxy {
+    Proxy::start(&moto.address, move |_, one| {
+        match one.what == "EC2 RunInstances" {
+            true => Fate::Answer(500, refusal(code)),
+            false => Fate::Pass,
+        }
+    })
+}
+
+/// An answer of the price list, which this cloud has not.
+fn price() -> String {
+    let hour = r#"{"X": {"unit": "Hrs", "pricePerUnit": {"USD": "0.0456000000"}}}"#;
+    let product = format!(r#"{{"terms": {{"OnDemand": {{"X": {{"priceDimensions": {hour}}}}}}}}}"#);
+    json!({ "PriceList": [product] }).to_string()
+}
+
 #[test]
 fn a_job_runs_in_a_cloud_and_leaves_nothing() {
     let Some(job) = Job::new() else { return };
     let Some(moto) = cloud() else { return };
-    let proxy = Proxy::start(&moto.address, pass);
+    let proxy = Proxy::start(&moto.address, |_, one| {
+        match one.headers.contains_key("x-amz-target") {
+            true => Fate::Answer(200, price()),
+            false => Fate::Pass,
+        }
+    });
     // Several segments each way.
     job.put("large", noise(3 << 20));
     job.put("unchanged", "a");
@@ -76,6 +96,11 @@ fn a_job_runs_in_a_cloud_and_leaves_nothing() {
     let words = [&words[..], &["\u{e4}\n"]].concat();
     let running = run(&job, &proxy.address, &words)
         .with(&["--memory", "3G", "--env", "A=secret-of-the-job", "-v"])
+        .with(&["--ec2-disk", "19.5G", "--time-limit", "10h"])
+        .env(
+            "AWS_ENDPOINT_URL_PRICING",
+            format!("http://{}", proxy.address),
+        )
         .bytes(noise(2 << 20))
         .start();
     let mut machine = Machine::boot(&job, &moto);
@@ -93,6 +118,8 @@ fn a_job_runs_in_a_cloud_and_leaves_nothing() {
     let noise_of = |len| noise(len);
     assert_eq!(done.stdout, [noise_of(2 << 20), noise_of(3 << 20)].concat());
     let done = done.says(&["a b||*|\u{e4}\n|", &machine.id, "t3.medium"]);
+    // Ten hours, and what the machine may take to end.
+    let done = done.says(&["price:       0.0456 USD an hour, 0.47 USD at most"]);
     for hidden in [SECRET, "X-Amz-Signature", "secret-of-the-job"] {
         assert!(!done.stderr.contains(hidden), "{}", done.stderr);
     }
@@ -108,6 +135,7 @@ fn a_job_runs_in_a_cloud_and_leaves_nothing() {
         ("MetadataOptions.HttpTokens", "required"),
         ("InstanceInitiatedShutdownBehavior", "terminate"),
         ("MaxCount", "1"),
+        ("BlockDeviceMapping.1.Ebs.VolumeSize", "20"),
     ] {
         assert_eq!(asked.parameter(name).as_deref(), Some(value));
     }
@@ -144,15 +172,7 @@ fn a_dry_run_asks_nobody_and_shows_no_secret() {
 fn a_cloud_without_capacity_is_said_and_nothing_left() {
     let Some(job) = Job::new() else { return };
     let Some(moto) = cloud() else { return };
-    let refused = |code: &'static str| {
-        Proxy::start(&moto.address, move |_, one| {
-            match one.what == "EC2 RunInstances" {
-                true => Fate::Answer(500, refusal(code)),
-                false => Fate::Pass,
-            }
-        })
-    };
-    let proxy = refused("InsufficientInstanceCapacity");
+    let proxy = refusing(&moto, "InsufficientInstanceCapacity");
     let done = run(&job, &proxy.address, &["true"]).go().exits(125);
     done.says(&[
         "InsufficientInstanceCapacity",
@@ -237,6 +257,78 @@ fn a_store_that_fails_for_a_while_ends_nothing() {
     done.says(&["ServiceUnavailable", "asked again"]);
     assert_eq!(job.read("made"), "x\n");
     nothing_is_left(&moto, 1);
+}
+
+/// The report is there, and the output is not to be had: it is waited for.
+#[test]
+fn output_that_cannot_be_read_now_is_read_later() {
+    let Some(job) = Job::new() else { return };
+    let Some(moto) = cloud() else { return };
+    let fails = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&fails);
+    let proxy = Proxy::start(&moto.address, move |_, one| {
+        let is_output = one.what.starts_with("GET") && one.what.contains("/stdout/");
+        match asked.load(Relaxed) && is_output {
+            true => Fate::Answer(503, refusal("SlowDownRead")),
+            false => Fate::Pass,
+        }
+    });
+    let running = run(&job, &proxy.address, &["sh", "-c", "echo out"]).start();
+    let mut machine = Machine::boot(&job, &moto);
+    machine.work();
+    let before = proxy.count("/report");
+    eventually("the report has been asked for, or the output again", || {
+        proxy.count("/stdout/") > 8 || proxy.count("/report") > before
+    });
+    fails.store(false, Relaxed);
+    running.finish().exits(0).prints("out\n");
+    nothing_is_left(&moto, 1);
+}
+
+/// Another bucket's job of the same name is somebody else's.
+#[test]
+fn a_launch_that_fails_ends_no_other_machine() {
+    let Some(job) = Job::new() else { return };
+    let Some(moto) = cloud() else { return };
+    let running = run(&job, &moto.address, &["true"])
+        .with(&["--id", "nightly"])
+        .start();
+    let mut machine = Machine::boot(&job, &moto);
+    moto.make_bucket("others");
+    let proxy = refusing(&moto, "InsufficientInstanceCapacity");
+    let words = [
+        "--backend",
+        "ec2",
+        "--image",
+        IMAGE,
+        "--ec2-bucket",
+        "others",
+        "--id",
+        "nightly",
+    ];
+    let other = job
+        .run(&["true"])
+        .with(&words)
+        .cloud(&proxy.address)
+        .limit(120);
+    other
+        .go()
+        .exits(125)
+        .says(&["InsufficientInstanceCapacity"]);
+    // The machine says where its job is, whatever the configuration does.
+    let listed = job.apppot(&["cloud", "logs", "nightly"]);
+    let listed = listed.env("APPPOT_EC2_BUCKET", "others");
+    listed.cloud(&moto.address).go().exits(0);
+    // What cannot be read of one job hides no other.
+    let hides = "import boto3; boto3.client('ec2').run_instances(ImageId='ami-03cf127a', MinCount=1, MaxCount=1, TagSpecifications=\
+                 [{'ResourceType': 'instance', 'Tags': [{'Key': 'apppot:job', 'Value': 'a'}, {'Key': 'apppot:bucket', 'Value': 'gone'}]}]); \
+                 print('{}')";
+    moto.ask(hides, &[]);
+    let listed = job.apppot(&["cloud", "ls"]).cloud(&moto.address);
+    let listed = listed.go().exits(0).says(&["job 'a'", "NoSuchBucket"]);
+    listed.shows(&["nightly"]);
+    machine.work();
+    running.finish().exits(0);
 }
 
 #[test]
@@ -344,6 +436,9 @@ fn a_job_outlives_its_launcher() {
     );
     let elsewhere = job.directory_beside("elsewhere");
     let fetch = ["fetch", &id, "--workdir", elsewhere.to_str().unwrap()];
+    let few = [&fetch[..], &["--output-limit", "1"]].concat();
+    manage(&job, &moto.address, &few).go().exits(125);
+    assert!(!elsewhere.join("made").exists());
     manage(&job, &moto.address, &fetch).go().exits(0);
     assert_eq!(
         fs::read_to_string(elsewhere.join("made")).unwrap(),

@@ -33,7 +33,7 @@ fn signals_reach_the_command() {
 #[test]
 fn a_signal_ends_a_command_that_does_not_expect_it() {
     let Some(job) = Job::new() else { return };
-    for signal in [libc::SIGTERM, libc::SIGINT] {
+    for &signal in job.cases(1, &[libc::SIGTERM, libc::SIGINT]) {
         let running = job.sh("echo ready; exec sleep 1000").limit(20).start();
         running.until_it_prints("ready");
         running.signal(signal);

@@ -1,20 +1,19 @@
 //! Layout disk: one file that launchers boot with their own kernel, and that boots by itself.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use apppot_contract::link::{Decoder, Frame};
 use apppot_contract::{document, Contract, Outcome, Report, Workload};
 
+use crate::support::machine::Machine;
+use crate::support::metadata::Metadata;
 use crate::support::tools::{copy_sparse, ext4, sha256, tool};
-use crate::support::{boot_disk, processes, sysv_disk, Backend, Job};
+use crate::support::{boot_disk, sysv_disk, Backend, Job};
 
 #[test]
 fn launchers_boot_it_with_their_own_kernel() {
@@ -69,81 +68,6 @@ fn a_source_without_a_kernel_is_refused() {
     done.go().exits(0).prints("partition");
 }
 
-/// A machine that nobody has told of AppPot, as QEMU starts it by itself.
-pub(crate) struct Machine {
-    process: Child,
-    console: PathBuf,
-}
-
-impl Machine {
-    /// With this disk and further arguments.
-    pub(crate) fn start(job: &Job, disk: &Path, args: &[&str]) -> Self {
-        let console = job.beside("console");
-        let mut command = Command::new("qemu-system-x86_64");
-        command
-            .args([
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-no-reboot",
-            ])
-            .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "512M"])
-            .arg("-serial")
-            .arg(format!("file:{}", console.display()))
-            .args([
-                "-device",
-                "nvme,serial=root,drive=root,bootindex=0",
-                "-drive",
-            ])
-            .arg(format!(
-                "if=none,id=root,format=raw,file={}",
-                disk.display()
-            ))
-            .args(args)
-            .stdin(Stdio::null());
-        let process = processes::spawn(&mut command).unwrap();
-        Machine { process, console }
-    }
-
-    pub(crate) fn says(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
-    }
-
-    /// Waits for something: systems boot slowly without hardware virtualisation.
-    pub(crate) fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
-        let end = Instant::now() + Duration::from_secs(420);
-        while !condition(self) {
-            let ended = self.process.try_wait().unwrap();
-            assert!(
-                ended.is_none(),
-                "{what}: the machine has ended: {}",
-                self.says()
-            );
-            assert!(Instant::now() < end, "not in time: {what}: {}", self.says());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-impl Machine {
-    /// Waits until it has powered itself off.
-    pub(crate) fn ends(&mut self) {
-        let end = Instant::now() + Duration::from_secs(420);
-        while self.process.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < end, "it does not end: {}", self.says());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 /// Sectors of the root partition.
 fn root_sectors(disk: &Path) -> u64 {
     let mut size = [0; 16];
@@ -167,7 +91,7 @@ fn grows_without_a_contract(image: Option<&Path>, says: &str, has_network: bool)
         .unwrap();
     let before = root_sectors(&disk);
     // As clouds have it: a disk by NVMe. And user-data that is for others.
-    let metadata = Metadata::start(&job, 0, "#!/bin/sh\necho theirs\n");
+    let metadata = Metadata::start(Duration::ZERO, "#!/bin/sh\necho theirs\n");
     let drive = carrier(&job, "CIDATA", "user-data", "#cloud-config\n");
     let args = [&metadata.args()[..], &["-drive", &drive]].concat();
     let mut machine = Machine::start(&job, &disk, &args);
@@ -312,114 +236,6 @@ fn a_contract_disk_is_found_by_its_label() {
     }
 }
 
-/// The metadata service of a cloud as strict as EC2's, and QEMU's arguments for a machine that has it. For
-/// the machine alone: it is at 169.254.169.254 in a network of its own, and on loopback here.
-pub(crate) struct Metadata {
-    args: Vec<String>,
-    asked: Arc<AtomicUsize>,
-    /// That the machine is taken back.
-    notice: Arc<Mutex<Option<String>>>,
-}
-
-impl Metadata {
-    /// The first `late` questions are answered by an error.
-    pub(crate) fn start(job: &Job, late: usize, user_data: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let (count, user_data) = (Arc::clone(&asked), user_data.to_owned());
-        let notice = Arc::new(Mutex::new(None));
-        let given = Arc::clone(&notice);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let notice = given.lock().unwrap().clone();
-                let is_late = count.fetch_add(1, Relaxed) < late;
-                answer(stream, is_late, &user_data, notice.as_deref());
-            }
-        });
-        let forward = forward(job, "forward", &format!("127.0.0.1:{port}"));
-        let net = format!(
-            "user,id=n,net=169.254.0.0/16,restrict=on,guestfwd=tcp:169.254.169.254:80-cmd:{}",
-            forward.display()
-        );
-        let args = [
-            "-smbios",
-            "type=1,manufacturer=Amazon EC2",
-            "-netdev",
-            &net,
-            "-device",
-            "virtio-net-pci,netdev=n",
-        ];
-        let args = args.map(str::to_owned).into();
-        Metadata {
-            args,
-            asked,
-            notice,
-        }
-    }
-
-    /// What is at this address, at 169.254.169.253 for the machine.
-    pub(crate) fn with_store(mut self, job: &Job, address: &str) -> Self {
-        let forward = forward(job, "store", address);
-        for arg in self.args.iter_mut().filter(|arg| arg.starts_with("user,")) {
-            arg.push_str(&format!(
-                ",guestfwd=tcp:169.254.169.253:80-cmd:{}",
-                forward.display()
-            ));
-        }
-        self
-    }
-
-    /// Tells the machine that it is taken back.
-    pub(crate) fn take_back(&self, notice: &str) {
-        *self.notice.lock().unwrap() = Some(notice.to_owned());
-    }
-
-    pub(crate) fn args(&self) -> Vec<&str> {
-        self.args.iter().map(String::as_str).collect()
-    }
-}
-
-/// A program that connects its standard streams with this address.
-fn forward(job: &Job, name: &str, address: &str) -> PathBuf {
-    let place = address.replace(':', "/");
-    let text =
-        format!("#!/bin/bash\nexec 3<>/dev/tcp/{place} 4<&0\ncat <&4 >&3 &\ncat <&3\nkill $!\n");
-    job.script(name, &text)
-}
-
-fn answer(mut stream: TcpStream, is_late: bool, user_data: &str, notice: Option<&str>) {
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        match stream.read(&mut byte) {
-            Ok(1) => request.push(byte[0]),
-            _ => return,
-        }
-    }
-    let request = String::from_utf8(request).unwrap().to_lowercase();
-    let has = |line: &str| request.contains(&format!("\r\n{line}\r\n"));
-    let line = request.split(" http/").next().unwrap();
-    let (status, body) = match line {
-        _ if is_late || !has("host: 169.254.169.254") => (503, ""),
-        "put /latest/api/token"
-            if request.contains("\r\nx-aws-ec2-metadata-token-ttl-seconds: ") =>
-        {
-            (200, "to+ken==")
-        }
-        "get /latest/meta-data/spot/instance-action"
-            if has("x-aws-ec2-metadata-token: to+ken==") =>
-        {
-            notice.map_or((404, ""), |notice| (200, notice))
-        }
-        "get /latest/user-data" if has("x-aws-ec2-metadata-token: to+ken==") => (200, user_data),
-        _ => (401, ""),
-    };
-    let len = body.len();
-    let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
-    let _ = stream.write_all(format!("{head}{body}").as_bytes());
-}
-
 /// Without a network of its own configuration, and with a service that is late.
 #[test]
 fn the_user_data_of_a_cloud_is_a_contract() {
@@ -428,9 +244,10 @@ fn the_user_data_of_a_cloud_is_a_contract() {
         return;
     }
     let Some(image) = boot_disk() else { return };
-    let metadata = Metadata::start(&job, 3, &greeting());
+    let metadata = Metadata::start(Duration::from_secs(5), &greeting());
     greets(&job, image, &metadata.args());
-    assert!(metadata.asked.load(Relaxed) >= 5);
+    // At least once in vain, for a token, and for the user-data.
+    assert!(metadata.asked.load(Relaxed) >= 3);
 }
 
 /// What the image's own loader has started, and the job's way there and back.

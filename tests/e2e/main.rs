@@ -4,13 +4,13 @@
 //!
 //! | variable | meaning | when unset |
 //! |---|---|---|
-//! | `APPPOT_TEST_BACKEND` | what runs the machines, as `--backend` takes it | `uml` |
-//! | `APPPOT_TEST_KERNEL` | the kernel | the one that `apppot` finds |
+//! | `APPPOT_TEST_BACKEND` | what runs the machines, as `--backend` takes it: `ec2` is a cloud of our own (`support/cloud.rs`), for the tests that `setup/test.sh` names | `uml` |
+//! | `APPPOT_TEST_KERNEL` | the kernel; machines of `ec2` have their own | the one that `apppot` finds |
 //! | `APPPOT_TEST_IMAGE` | the image that `images/build.sh` builds | tests that need it are skipped |
 //! | `APPPOT_TEST_FORTRAN`, `APPPOT_TEST_PYTHON` | the images of the recipes fortran and python-plot | likewise |
 //! | `APPPOT_TEST_ROOT`, `APPPOT_TEST_ROOT_SYSV` | what `images/bootable.sh` builds, with each init | likewise |
 //! | `APPPOT_TEST_USER` | who runs the machines, when this is run by root | `apppot-test` |
-//! | `APPPOT_TEST_CHANNEL` | the channel for the job's files | `auto` |
+//! | `APPPOT_TEST_CHANNEL` | the channel for the job's files; `ec2` has one only | `auto` |
 //! | `APPPOT_TEST_VIRTIOFSD` | the virtiofsd with which the channel virtiofs is tested, too | it is not |
 //! | `APPPOT_TEST_MOTO` | the programs of the cloud that `setup/moto.sh` installs | likewise |
 //! | `CI` | nothing may be skipped | |

@@ -208,9 +208,10 @@ fn what_is_missing_is_said_before_the_boot() {
         .network("true");
     let why = match job.site.backend {
         Backend::Uml | Backend::Qemu => "passt:",
-        Backend::Libvirt => "loopback",
+        // QEMU is in the daemon's network, which may be another than the launcher's: so it is QEMU who says it.
+        _ => "Network is unreachable",
     };
-    run.go().exits(125).says(&["cannot have a network", why]);
+    run.go().exits(125).says(&["cannot", why]);
     let run = job.run(&["true"]).with(&["--network", "bridge"]);
     run.go()
         .exits(2)
@@ -226,7 +227,7 @@ fn a_dry_run_shows_the_helper() {
     let interface = match job.site.backend {
         Backend::Uml => "vec0:transport=fd",
         Backend::Qemu => "virtio-net-pci",
-        Backend::Libvirt => "<interface type=\"client\">",
+        _ => "<interface type=\"client\">",
     };
     run.go().exits(0).shows(&[
         "helper: ",

@@ -32,6 +32,23 @@ fn a_report() {
 }
 
 #[test]
+fn a_file_is_not_named_like_standard_output() {
+    let Some(job) = Job::new() else { return };
+    for words in [
+        &["run", "--report", "-", "--", "true"][..],
+        &["snap", "base", "image", "-o", "-"],
+        &["snap", "commit", "--base", "b", "--changes", "c", "-o", "-"],
+        &["image", "import", "source", "-"],
+    ] {
+        let done = job.apppot(words).go().exits(2);
+        done.says(&["'-'", "'./-'"]);
+    }
+    let options = ["--report", "./-"];
+    job.run(&["true"]).with(&options).go().exits(0);
+    assert!(job.has("-"));
+}
+
+#[test]
 fn a_report_about_every_end() {
     let Some(job) = Job::new() else { return };
     for (script, options, status, outcome) in [

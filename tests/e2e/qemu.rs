@@ -88,7 +88,7 @@ fn copy_on_write_files_of_the_other_hypervisor_are_refused() {
     let Some(image) = debian_image() else { return };
     let (other, owner) = match job.site.backend {
         Backend::Uml => (&b"QFI\xfb\0\0\0\x03"[..], "User-Mode Linux"),
-        Backend::Qemu | Backend::Libvirt => (&b"OOOM\0\0\0\x03"[..], "QEMU"),
+        _ => (&b"OOOM\0\0\0\x03"[..], "QEMU"),
     };
     job.put("overlay", other);
     let run = job

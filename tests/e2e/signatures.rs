@@ -161,6 +161,24 @@ fn a_site_s_demand_is_met_by_its_keys_alone() {
 }
 
 #[test]
+fn doctor_says_when_the_kernel_is_not_the_site_s() {
+    let Some(job) = Job::new() else { return };
+    let kernel = job.beside("kernel");
+    std::fs::copy(&job.site.kernel, &kernel).unwrap();
+    job.give(&kernel);
+    let doctor = |kernel: &Path| job.apppot(&["doctor"]).env("APPPOT_KERNEL", kernel);
+    doctor(&kernel).go().exits(0);
+    job.put("apppot.toml", demand(&keys(&job, "site")));
+    let done = doctor(&kernel).go().exits(1);
+    done.shows(&["FAIL signatures", "apppot.toml", "it is not root's"]);
+    job.run(&["true"])
+        .env("APPPOT_KERNEL", &kernel)
+        .go()
+        .exits(125)
+        .says(&["it is not root's"]);
+}
+
+#[test]
 fn nothing_unsigned_gets_in_beside_a_signed_image() {
     let Some(job) = Job::new() else { return };
     let sites = keys(&job, "site");

@@ -49,7 +49,7 @@ fn changes_come_whichever_way_the_jobs_files_travel() {
     let image = scene(&job);
     let channels: &[&str] = match job.site.backend {
         Backend::Uml => &["hostfs", "link", "disk"],
-        Backend::Qemu | Backend::Libvirt => &["9p", "link", "disk"],
+        _ => &["9p", "link", "disk"],
     };
     job.put("input", "from the host\n");
     for channel in channels {

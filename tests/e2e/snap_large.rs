@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::support::tools::{disk, into_ext4, sha256, small_root, tool};
 use crate::support::{eventually, noise, Job, Run};
@@ -42,8 +42,7 @@ impl<'a> Scene<'a> {
         let words = ["snap", "changes", "--base", "b", from, "-o", "c"];
         let way = ["--exclude", "/lost+found"];
         job.apppot(&words).with(&way).go().exits(0);
-        // What has changed a moment ago may still be changing.
-        std::thread::sleep(Duration::from_millis(2100));
+        settle();
         let cache = job.directory_beside("cache");
         Scene { job, image, cache }
     }
@@ -98,6 +97,15 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// What has changed a moment ago may still be changing. By the clock that files have their times from,
+/// which may be set meanwhile.
+fn settle() {
+    let begun = SystemTime::now();
+    while begun.elapsed().unwrap_or_default() < Duration::from_millis(2100) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn large_changes_are_committed_when_they_are_used_again() {
     let Some(job) = Job::new() else { return };
@@ -127,7 +135,7 @@ fn large_changes_are_committed_when_they_are_used_again() {
     assert_eq!(sha256(&scene.image), before);
     // Copies of an archive are the same archive.
     job.put("copy", fs::read(job.path().join("c")).unwrap());
-    std::thread::sleep(Duration::from_millis(2100));
+    settle();
     assert!(!said(scene.run("copy")));
     // The image, its note, and the lock of all makers.
     assert_eq!(scene.kept(|_| true).len(), 3);
@@ -171,7 +179,7 @@ fn what_is_wrong_with_an_archive_is_the_same_when_an_image_is_kept() {
         cache: scene.cache.clone(),
         ..scene
     };
-    std::thread::sleep(Duration::from_millis(2100));
+    settle();
     for (name, reason) in [
         ("missing", "No such file"),
         ("truncated", "is truncated"),
@@ -210,6 +218,7 @@ fn nothing_half_made_stays_when_the_launcher_is_killed() {
     let unfinished = || scene.kept(|name| name.contains(".img")).len();
     for signal in [libc::SIGKILL, libc::SIGTERM] {
         let running = scene.run("c").without_unnamed_files().start();
+        running.until_it_says("preparing");
         eventually("the image is begun", || unfinished() == 1);
         assert!(scene.images().is_empty());
         running.signal(signal);
@@ -341,7 +350,7 @@ fn what_cannot_be_kept_is_merged_at_boot() {
     let changes = ["snap", "changes", "--base", "b", changed.to_str().unwrap()];
     let options = ["-o", "c", "--exclude", "/lost+found"];
     job.apppot(&changes).with(&options).go().exits(0);
-    std::thread::sleep(Duration::from_millis(2100));
+    settle();
     let run = || show_large(&job, &disk, &scene.cache);
     assert!(!run().contains("not kept"));
     let said = run();
@@ -371,7 +380,7 @@ fn what_a_commit_would_make_otherwise_is_not_kept() {
         let request = format!("mkdir /var/lib/apppot{directory}");
         tool("debugfs", &["-w", "-R", &request, image]);
     }
-    std::thread::sleep(Duration::from_millis(2100));
+    settle();
     assert!(!show_large(&job, &scene.image, &scene.cache).contains("not kept"));
     let said = show_large(&job, &scene.image, &scene.cache);
     assert!(

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::support::processes::{self, status_field};
+use crate::support::processes::status_field;
 use crate::support::{eventually, noise, Input, Job};
 
 const MIB: usize = 1 << 20;
@@ -196,12 +196,7 @@ fn a_reader_that_never_reads_does_not_hold_the_end() {
     let (_read, write) = pipe();
     let run = job.sh("while :; do echo yes; done").output(write).limit(30);
     let running = run.with(&["--grace", "1s"]).start();
-    let is_machine = |pid| processes::executable(pid).as_ref() == Some(&job.site.hypervisor);
-    let machine = || {
-        processes::descendants(running.pid())
-            .into_iter()
-            .any(is_machine)
-    };
+    let machine = || running.find_machine(&job.site.hypervisor).is_some();
     eventually("a machine", machine);
     std::thread::sleep(Duration::from_secs(2));
     running.signal(libc::SIGTERM);

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::support::tools::{ext4, sha256, small_root};
-use crate::support::{Input, Job};
+use crate::support::{Backend, Input, Job};
 
 const APPEND: &str = "echo more >>/etc/name; cat /etc/name";
 
@@ -65,6 +65,26 @@ fn are_kept_in_an_overlay_file() {
         .go()
         .exits(0)
         .prints("image");
+}
+
+#[test]
+fn to_a_disk_that_becomes_full_are_told_of() {
+    let Some(job) = Job::new() else { return };
+    if job.site.backend == Backend::Libvirt {
+        // Its daemon does not see the small disk.
+        return;
+    }
+    let place = job.directory_beside("place");
+    let overlay = place.join("kept.cow");
+    let mounts = format!(
+        "mount -t tmpfs -o size=1M,mode=1777 tmpfs '{}'",
+        place.display()
+    );
+    let script = "i=0; while [ $i -lt 400 ]; do printf '%09999d' $i; i=$((i + 1)); done >/large";
+    let options = ["--root", "--overlay", overlay.to_str().unwrap()];
+    let run = job.sh(script).image(&ext4(&job, "image")).with(&options);
+    let done = run.mounts(&mounts).go().exits(125);
+    done.says(&["warning: no space is left", "kept.cow", "error:"]);
 }
 
 #[test]

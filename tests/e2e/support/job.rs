@@ -10,18 +10,21 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::cloud::{cloud, Cloud, Tenant};
 use super::{debian_image, processes, site, Backend, Done, Running, Site};
 
 /// A directory of one test's own, with the job directory in it. Removed with all that is in it.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) site: &'static Site,
+    /// Where its machines are, if they are in one.
+    cloud: Option<&'static Cloud>,
     base: PathBuf,
     directory: PathBuf,
 }
 
 impl Job {
-    /// `None` when there is no kernel to test with.
+    /// `None` when there is nothing to make machines with.
     pub(crate) fn new() -> Option<Self> {
         Self::named("job")
     }
@@ -35,10 +38,23 @@ impl Job {
         None
     }
 
+    /// The cases that are gone through: all, but in a cloud, where a machine takes half a minute to boot, the first
+    /// `few` only.
+    pub(crate) fn cases<'c, T>(&self, few: usize, all: &'c [T]) -> &'c [T] {
+        match self.cloud {
+            Some(_) => &all[..few],
+            None => all,
+        }
+    }
+
     /// With a job directory of that name.
     pub(crate) fn named(name: impl AsRef<OsStr>) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let site = site()?;
+        let cloud = match site.backend {
+            Backend::Ec2 => Some(cloud()?),
+            _ => None,
+        };
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let base = site.stage.join("jobs").join(number.to_string());
         let directory = base.join(name.as_ref());
@@ -48,6 +64,7 @@ impl Job {
         }
         Some(Job {
             site,
+            cloud,
             base,
             directory,
         })
@@ -140,6 +157,10 @@ impl Drop for Job {
 /// How much longer than on an idle machine with User-Mode Linux a run may take.
 const SLOWER: u32 = 5;
 
+/// How long a run in a cloud may take at least: the system of its machine boots without hardware virtualisation, and
+/// nobody says how busy the others are.
+const LONGEST: Duration = Duration::from_secs(420);
+
 /// Standard input of a run.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -158,6 +179,8 @@ pub(crate) struct Run<'a> {
     args: Vec<OsString>,
     command: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    /// Who it is for the cloud.
+    tenant: Option<Tenant>,
     input: Input,
     output: Option<OwnedFd>,
     directory: PathBuf,
@@ -174,21 +197,31 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new<A: AsRef<OsStr>>(job: &'a Job, args: &[A]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let home = job.site.stage.join("home");
-        let environment = [
+        let mut environment = vec![
             ("PATH", job.site.search_path()),
             ("HOME", home.into()),
             ("USER", OsString::from(&job.site.user.name)),
             ("XDG_RUNTIME_DIR", job.site.stage.join("runtime").into()),
-            ("APPPOT_KERNEL", job.site.kernel.clone().into()),
-            ("APPPOT_CHANNEL", super::channel().into()),
             ("APPPOT_BACKEND", job.site.backend.name().into()),
         ];
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let tenant = job.cloud.map(|cloud| cloud.tenant(number));
+        match &tenant {
+            Some(tenant) => environment.extend(tenant.environment()),
+            None => environment.extend([
+                ("APPPOT_KERNEL", job.site.kernel.clone().into()),
+                ("APPPOT_CHANNEL", super::channel().into()),
+            ]),
+        }
+        let owned = |(name, value): (&str, OsString)| (OsString::from(name), value);
         Run {
             job,
             args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
             command: Vec::new(),
-            environment: environment.map(|(name, value)| (name.into(), value)).into(),
+            environment: environment.into_iter().map(owned).collect(),
+            tenant,
             input: Input::Null,
             output: None,
             directory: job.directory.clone(),
@@ -416,7 +449,11 @@ impl<'a> Run<'a> {
             Input::File(file) => (file.into(), None),
         };
         let child = processes::spawn(command.stdin(stdin)).unwrap();
-        Running::new(child, bytes, self.limit * SLOWER)
+        let limit = match self.tenant {
+            Some(_) => LONGEST.max(self.limit * SLOWER),
+            None => self.limit * SLOWER,
+        };
+        Running::new(child, bytes, limit, self.tenant)
     }
 
     /// Runs it to its end.

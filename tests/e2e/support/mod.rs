@@ -1,10 +1,14 @@
 //! What the tests share: where they run, how a run is put together, what it left.
 
+pub(crate) mod cloud;
 pub(crate) mod courier;
 pub(crate) mod daemon;
 mod job;
+pub(crate) mod machine;
+pub(crate) mod metadata;
 pub(crate) mod moto;
 pub(crate) mod processes;
+mod rules;
 mod running;
 pub(crate) mod site;
 pub(crate) mod tools;
@@ -20,9 +24,10 @@ pub(crate) fn channel() -> String {
     std::env::var("APPPOT_TEST_CHANNEL").unwrap_or_else(|_| String::from("auto"))
 }
 
-/// Whether files are copied by it.
+/// Whether files are copied: by it, or into a cloud.
 pub(crate) fn copies_files() -> bool {
-    matches!(channel().as_str(), "link" | "disk")
+    let is_far = site().is_some_and(|site| site.backend == Backend::Ec2);
+    is_far || matches!(channel().as_str(), "link" | "disk")
 }
 
 /// Makes the guest's kernel panic: memory runs out, and it has been told not to bear that. To be run

@@ -19,6 +19,7 @@ fn programs() -> Option<PathBuf> {
 }
 
 /// A region of a cloud of one test's own, ended when it is dropped.
+#[derive(Debug)]
 pub(crate) struct Moto {
     child: Child,
     programs: PathBuf,
@@ -43,6 +44,7 @@ impl Moto {
             .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        processes::end_with_thread(&mut command);
         let child = processes::spawn(&mut command).unwrap();
         let address = format!("127.0.0.1:{port}");
         eventually("moto answers", || TcpStream::connect(&address).is_ok());
@@ -55,12 +57,43 @@ impl Moto {
 
     /// Forgets everything, as if it had been started anew.
     pub(crate) fn forget(&self) {
+        self.request("POST /moto-api/reset", "ec2", "");
+    }
+
+    pub(crate) fn make_bucket(&self, name: &str) {
+        let make = "import boto3, sys; boto3.client('s3').create_bucket(Bucket=sys.argv[1], \
+                    CreateBucketConfiguration={'LocationConstraint': 'eu-north-1'}); print('{}')";
+        self.ask(make, &[name]);
+    }
+
+    /// Has EC2 do this, and returns its answer.
+    pub(crate) fn ec2(&self, parameters: &str) -> String {
+        let body = format!("{parameters}&Version=2016-11-15");
+        self.request("POST /", "ec2", &body)
+    }
+
+    /// Asks S3 for this, and returns its answer.
+    pub(crate) fn s3(&self, path: &str) -> String {
+        self.request(&format!("GET {path}"), "s3", "")
+    }
+
+    /// Makes a request that is as good as signed: moto looks for the service's name there, and no further.
+    fn request(&self, what: &str, service: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        let request = format!("POST /moto-api/reset HTTP/1.1\r\nhost: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", self.address);
+        let head = [
+            format!("{what} HTTP/1.1"),
+            format!("host: {}", self.address),
+            format!("authorization: AWS4-HMAC-SHA256 Credential={}/20260101/{REGION}/{service}/aws4_request, SignedHeaders=host, Signature=0", KEY[0].1),
+            String::from("content-type: application/x-www-form-urlencoded"),
+            format!("content-length: {}", body.len()),
+            String::from("connection: close"),
+        ];
+        let request = format!("{}\r\n\r\n{body}", head.join("\r\n"));
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.contains(" 200 "), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{what}: {answer}");
+        answer
     }
 
     /// What a Python program that uses boto3, the cloud's own client, prints as JSON.
@@ -89,7 +122,7 @@ impl Drop for Moto {
 }
 
 pub(crate) const REGION: &str = "eu-north-1";
-const KEY: [(&str, &str); 2] = [
+pub(crate) const KEY: [(&str, &str); 2] = [
     ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
     ("AWS_SECRET_ACCESS_KEY", "never/to+be=seen"),
 ];
@@ -112,13 +145,16 @@ pub(crate) struct Request {
     pub(crate) what: String,
     /// With names in lower case.
     pub(crate) headers: HashMap<String, String>,
-    body: Vec<u8>,
-    head: String,
+    pub(crate) body: Vec<u8>,
+    /// As the cloud gets it.
+    pub(crate) head: String,
 }
 
 /// What becomes of a request.
 pub(crate) enum Fate {
     Pass,
+    /// It is passed on, and the answer is shown to this before the client gets it.
+    Show(Box<dyn FnOnce(&str)>),
     /// It is answered with this status and body, and not passed on.
     Answer(u16, String),
     /// It is passed on, and the answer is lost.
@@ -128,7 +164,7 @@ pub(crate) enum Fate {
 }
 
 impl Request {
-    /// The value of a parameter of EC2's.
+    /// The value of a parameter of EC2's, as it is written in a request.
     pub(crate) fn parameter(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(&self.body).into_owned();
         let mut pairs = text.split('&').filter_map(|pair| pair.split_once('='));
@@ -136,9 +172,42 @@ impl Request {
         Some(value.to_owned())
     }
 
+    /// Whether a machine of the cloud makes it.
+    pub(crate) fn is_of_machine(&self) -> bool {
+        self.headers.get("host").is_some_and(|host| host == STORE)
+    }
+
     pub(crate) fn is_block(&self) -> bool {
         self.what.starts_with("PUT /snapshots/")
     }
+}
+
+/// A proxy's address as a machine sees it, whose loopback is another: of the same length, so that it can take the
+/// other's place in anything.
+pub(crate) const STORE: &str = "169.254.169.253";
+
+/// Puts one text into another's place.
+fn replace(bytes: &[u8], old: &str, new: &str) -> Vec<u8> {
+    assert_eq!(old.len(), new.len());
+    let mut bytes = bytes.to_owned();
+    for at in 0..(bytes.len() + 1).saturating_sub(old.len()) {
+        if bytes[at..].starts_with(old.as_bytes()) {
+            bytes[at..at + new.len()].copy_from_slice(new.as_bytes());
+        }
+    }
+    bytes
+}
+
+/// What `%XX` stands for.
+pub(crate) fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).unwrap());
+        bytes.extend(rest.as_bytes());
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 type Decide = dyn Fn(usize, &Request) -> Fate + Send + Sync;
@@ -155,17 +224,33 @@ impl Proxy {
         upstream: &str,
         decide: impl Fn(usize, &Request) -> Fate + Send + Sync + 'static,
     ) -> Self {
+        Self::listen(upstream, true, decide)
+    }
+
+    /// As [`Proxy::start`], for more than memory holds: no request is kept, and none has a number.
+    pub(crate) fn forgetful(
+        upstream: &str,
+        decide: impl Fn(&Request) -> Fate + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(upstream, false, move |_, request| decide(request))
+    }
+
+    fn listen(
+        upstream: &str,
+        keeps: bool,
+        decide: impl Fn(usize, &Request) -> Fate + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (all, upstream) = (Arc::clone(&seen), upstream.to_owned());
+        let (all, upstream) = (keeps.then(|| Arc::clone(&seen)), upstream.to_owned());
         let decide: Arc<Decide> = Arc::new(decide);
         // It ends with the test process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (all, upstream) = (Arc::clone(&all), upstream.clone());
+                let (all, upstream) = (all.clone(), upstream.clone());
                 let decide = Arc::clone(&decide);
-                std::thread::spawn(move || serve(stream, &upstream, &all, &*decide));
+                std::thread::spawn(move || serve(stream, &upstream, all.as_deref(), &*decide));
             }
         });
         Proxy { address, seen }
@@ -183,18 +268,35 @@ impl Proxy {
 }
 
 /// One request, one answer, and the connection's end.
-fn serve(mut stream: TcpStream, upstream: &str, all: &Mutex<Vec<Request>>, decide: &Decide) {
-    let Some(request) = read(&mut stream) else {
+fn serve(
+    mut stream: TcpStream,
+    upstream: &str,
+    all: Option<&Mutex<Vec<Request>>>,
+    decide: &Decide,
+) {
+    let own = stream.local_addr().unwrap().to_string();
+    let Some(mut request) = read(&mut stream) else {
         return;
     };
-    let number = {
+    if request.is_of_machine() {
+        request.head = request.head.replace(STORE, &own);
+    }
+    let number = all.map_or(0, |all| {
         let mut all = all.lock().unwrap();
         all.push(request.clone());
         all.len() - 1
-    };
+    });
     match decide(number, &request) {
         Fate::Pass => {
+            let mut answer = pass(&request, upstream);
+            if request.is_of_machine() {
+                answer = replace(&answer, &own, STORE);
+            }
+            let _ = stream.write_all(&answer);
+        }
+        Fate::Show(show) => {
             let answer = pass(&request, upstream);
+            show(&String::from_utf8_lossy(&answer));
             let _ = stream.write_all(&answer);
         }
         Fate::Lose => drop(pass(&request, upstream)),

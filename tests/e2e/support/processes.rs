@@ -50,6 +50,17 @@ pub(crate) fn as_user(command: &mut Command, site: &Site) {
                     return Err(io::Error::last_os_error());
                 }
             }
+            Ok(())
+        });
+    }
+    end_with_thread(command);
+}
+
+/// Ends the child with the thread that starts it, and so with this process however that ends.
+pub(crate) fn end_with_thread(command: &mut Command) {
+    // SAFETY: an async-signal-safe call.
+    unsafe {
+        command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             Ok(())
         });

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use super::cloud::Tenant;
 use super::{daemon, eventually, processes, site};
 
 /// What has come out of a pipe so far.
@@ -52,10 +53,16 @@ pub(crate) struct Running {
     started: Instant,
     limit: Duration,
     status: Option<ExitStatus>,
+    tenant: Option<Tenant>,
 }
 
 impl Running {
-    pub(crate) fn new(mut child: Child, bytes: Option<Vec<u8>>, limit: Duration) -> Self {
+    pub(crate) fn new(
+        mut child: Child,
+        bytes: Option<Vec<u8>>,
+        limit: Duration,
+        tenant: Option<Tenant>,
+    ) -> Self {
         // SAFETY: the child has not been waited for; the result is a new descriptor.
         let pidfd = unsafe {
             let fd = libc::syscall(libc::SYS_pidfd_open, child.id(), 0);
@@ -86,6 +93,7 @@ impl Running {
             started: Instant::now(),
             limit,
             status: None,
+            tenant,
         }
     }
 
@@ -94,17 +102,21 @@ impl Running {
     }
 
     /// The machine's first process.
-    pub(crate) fn machine(&self, kernel: &std::path::Path) -> u32 {
-        let kernel = std::fs::canonicalize(kernel).unwrap();
-        if let Some(daemon) = site().and_then(|site| site.daemon) {
-            let guest = daemon::guests(daemon, self.pid());
-            return *guest.first().expect("no machine runs");
+    pub(crate) fn machine(&self, hypervisor: &std::path::Path) -> u32 {
+        self.find_machine(hypervisor).expect("no machine runs")
+    }
+
+    /// The process of the machine, if there is one.
+    pub(crate) fn find_machine(&self, hypervisor: &std::path::Path) -> Option<u32> {
+        if let Some(tenant) = &self.tenant {
+            return tenant.machine();
         }
-        let below = processes::descendants(self.pid());
-        let found = below
-            .into_iter()
-            .find(|pid| processes::executable(*pid).as_deref() == Some(&kernel));
-        found.expect("no machine runs")
+        if let Some(daemon) = site().and_then(|site| site.daemon) {
+            return daemon::guests(daemon, self.pid()).first().copied();
+        }
+        let real = std::fs::canonicalize(hypervisor).unwrap();
+        let mut below = processes::descendants(self.pid()).into_iter();
+        below.find(|pid| processes::executable(*pid).as_deref() == Some(&real))
     }
 
     /// Sends a signal to the launcher.
@@ -174,11 +186,13 @@ impl Running {
         if !self.ends_within(left) {
             self.child.kill().unwrap();
             let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
+            let console = self.tenant.as_ref().map(Tenant::consoles);
             let tail = stdout.chars().rev().take(2000).collect::<Vec<_>>();
             let tail: String = tail.into_iter().rev().collect();
             panic!(
-                "not at its end after {:?}; stdout: …{tail}\nstderr: {stderr}",
-                self.limit
+                "not at its end after {:?}; stdout: …{tail}\nstderr: {stderr}\n{}",
+                self.limit,
+                console.unwrap_or_default()
             );
         }
         let status = self.child.wait().unwrap();
@@ -190,6 +204,9 @@ impl Running {
             eventually("its machine is gone", || {
                 daemon::guests(daemon, pid).is_empty()
             });
+        }
+        if let Some(tenant) = self.tenant.take() {
+            tenant.assert_nothing_is_left();
         }
         eventually("its output is closed", || {
             *self.stdout.ended.lock().unwrap() && *self.stderr.ended.lock().unwrap()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::{daemon, processes, tools};
+use super::{cloud, daemon, processes, tools};
 
 /// Who runs the machines.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub(crate) enum Backend {
     Uml,
     Qemu,
     Libvirt,
+    /// A cloud of our own: see `cloud.rs`.
+    Ec2,
 }
 
 impl Backend {
@@ -32,6 +34,7 @@ impl Backend {
             Backend::Uml => "uml",
             Backend::Qemu => "qemu",
             Backend::Libvirt => "libvirt",
+            Backend::Ec2 => "ec2",
         }
     }
 }
@@ -97,9 +100,12 @@ pub(crate) fn site() -> Option<&'static Site> {
     .as_ref()
 }
 
-/// The Debian image, where the user can read it.
+/// The Debian image, where the user can read it. In a cloud its own: that is one, too.
 pub(crate) fn debian_image() -> Option<&'static Path> {
     static IMAGE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    if site()?.backend == Backend::Ec2 {
+        return Some(Path::new(cloud::IMAGE));
+    }
     IMAGE.get_or_init(|| built("APPPOT_TEST_IMAGE")).as_deref()
 }
 
@@ -167,7 +173,11 @@ fn find() -> Result<Site, String> {
     let mut site = Site {
         binary: PathBuf::from(env!("CARGO_BIN_EXE_apppot")),
         backend,
-        kernel: find_kernel()?,
+        kernel: match backend {
+            // Machines have their own.
+            Backend::Ec2 => PathBuf::from("/dev/null"),
+            _ => find_kernel()?,
+        },
         hypervisor: PathBuf::new(),
         virtiofsd: None,
         daemon: None,
@@ -191,19 +201,19 @@ fn find() -> Result<Site, String> {
     site.virtiofsd = virtiofsd.map(|path| lend(&site, Path::new(&path), "virtiofsd"));
     site.hypervisor = match backend {
         Backend::Uml => site.kernel.clone(),
-        Backend::Qemu | Backend::Libvirt => tools::find("qemu-system-x86_64")
+        Backend::Qemu | Backend::Libvirt | Backend::Ec2 => tools::find("qemu-system-x86_64")
             .ok_or("there is no qemu-system-x86_64: install the package qemu-system-x86")?,
     };
     site.daemon = match backend {
         Backend::Libvirt => Some(daemon::start(&site, &site.stage.join("runtime"))?),
-        Backend::Uml | Backend::Qemu => None,
+        Backend::Uml | Backend::Qemu | Backend::Ec2 => None,
     };
     Ok(site)
 }
 
 fn find_backend() -> Result<Backend, String> {
     let name = std::env::var("APPPOT_TEST_BACKEND").unwrap_or_else(|_| String::from("uml"));
-    [Backend::Uml, Backend::Qemu, Backend::Libvirt]
+    [Backend::Uml, Backend::Qemu, Backend::Libvirt, Backend::Ec2]
         .into_iter()
         .find(|backend| backend.name() == name)
         .ok_or_else(|| format!("APPPOT_TEST_BACKEND: there is no backend {name}"))
