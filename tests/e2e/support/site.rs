@@ -1,6 +1,7 @@
 //! Where the tests run: as whom, with which kernel and image, in which directory.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::unix::fs::{chown, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -90,14 +91,30 @@ impl Site {
 /// The site; `None` when there is no kernel to test with, which is said and in CI is a failure.
 pub(crate) fn site() -> Option<&'static Site> {
     static SITE: OnceLock<Option<Site>> = OnceLock::new();
-    SITE.get_or_init(|| match find() {
-        Ok(site) => Some(site),
-        Err(reason) => {
-            refuse_to_skip(&reason);
-            None
+    SITE.get_or_init(|| {
+        tell_failures();
+        match find() {
+            Ok(site) => Some(site),
+            Err(reason) => {
+                refuse_to_skip(&reason);
+                None
+            }
         }
     })
     .as_ref()
+}
+
+/// Has the reason of a failure told when it happens, too: half an hour later somebody may have ended the run, or cut
+/// what it says.
+fn tell_failures() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |failure| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("a thread of a test");
+        // What tests print is kept until the end; this is not.
+        let _ = writeln!(std::io::stderr(), "{name}: {failure}");
+        usual(failure);
+    }));
 }
 
 /// The Debian image, where the user can read it. In a cloud its own: that is one, too.
