@@ -3,7 +3,8 @@
 use base64::prelude::{Engine, BASE64_STANDARD};
 use serde_json::{json, Value};
 
-use crate::http::{random, Body, Client, Request};
+use crate::body::Body;
+use crate::http::{random, Client, Request};
 use crate::{Config, Result, Service};
 
 /// The size of a snapshot's block, bytes.

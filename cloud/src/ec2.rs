@@ -2,7 +2,8 @@
 
 use roxmltree::{Document, Node};
 
-use crate::http::{Body, Client, Request};
+use crate::body::Body;
+use crate::http::{Client, Request};
 use crate::sign::encode;
 use crate::{Config, Error, Result, Service};
 

@@ -3,6 +3,7 @@
 //!
 //! Blocking, one request after another on each thread. No error, log or `Debug` text holds a secret.
 
+mod body;
 mod config;
 mod credentials;
 mod ebs;

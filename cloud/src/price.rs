@@ -3,8 +3,9 @@
 use roxmltree::Node;
 use serde_json::{json, Value};
 
+use crate::body::Body;
 use crate::ec2::{parameters, text, Ec2};
-use crate::http::{Body, Client, Request};
+use crate::http::{Client, Request};
 use crate::{Config, Result, Service};
 
 /// What an hour of a machine costs, without its disk and its traffic.

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use roxmltree::Document;
 
+use crate::body::Body;
 use crate::config::settings;
 use crate::ec2::{child, text};
-use crate::http::{Body, Client, Request};
+use crate::http::{Client, Request};
 use crate::sign::query;
 use crate::{Config, Error, Result, Service};
 
