@@ -89,7 +89,8 @@ fn adopts_as(command: &mut Command, user: Option<User>) {
 }
 
 /// Where nothing of this host's libvirt is seen: a daemon of the system with directories of its own, whose QEMU would
-/// be neither root nor the caller. What it keeps is closed to others, as Debian has it.
+/// be neither root nor the caller. What it keeps is closed to others, as Debian has it. It does not start without the
+/// user that Debian's package for the system's daemon makes, whoever QEMU is to be: there is one here.
 const SYSTEM: &str = r#"set -e
 mount --make-rprivate /
 for directory in /etc/libvirt /var/lib/libvirt /run/libvirt /var/cache/libvirt /var/log/libvirt; do
@@ -97,6 +98,12 @@ for directory in /etc/libvirt /var/lib/libvirt /run/libvirt /var/cache/libvirt /
     mount -t tmpfs -o mode=755 none "$directory"
 done
 mount --bind "$2" /var/cache/libvirt
+for file in passwd group; do
+    cp "/etc/$file" "/run/libvirt/$file"
+    mount --bind "/run/libvirt/$file" "/etc/$file"
+done
+getent passwd libvirt-qemu >/dev/null || echo 'libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin' >>/etc/passwd
+getent group libvirt-qemu >/dev/null || echo 'libvirt-qemu:x:64055:' >>/etc/group
 install -d -m 750 -o nobody -g nogroup /var/lib/libvirt/qemu
 cat >/etc/libvirt/libvirtd.conf <<END
 unix_sock_dir = "$1"
