@@ -30,9 +30,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Of the job with this name. A disk may be a copy of another machine's: with another job's record.
-    pub(crate) fn of(root: &Path, job: String) -> Self {
+    /// Of the job with this name, which may be a secret and is kept as its hash. A disk may be a copy of another
+    /// machine's: with another job's record.
+    pub(crate) fn of(root: &Path, name: &str) -> Self {
         let path = root.join(RECORD);
+        let job = blake3::hash(name.as_bytes()).to_string();
         Record { path, job }
     }
 
@@ -81,11 +83,13 @@ mod tests {
     #[test]
     fn a_job_begins_once() {
         let root = tempfile::tempdir().unwrap();
-        let record = |job: &str| Record::of(root.path(), job.to_owned());
+        let record = |name: &str| Record::of(root.path(), name);
         assert_eq!(record("http://s/a").begin(), Before::Nothing);
         assert_eq!(record("http://s/a").begin(), Before::Begun);
         record("http://s/a").end();
         assert_eq!(record("http://s/a").begin(), Before::Ended);
+        let kept = fs::read_to_string(root.path().join(RECORD)).unwrap();
+        assert!(!kept.contains("http"), "{kept}");
         // Of a machine whose disk was copied.
         assert_eq!(record("http://s/ab").begin(), Before::Nothing);
         assert_eq!(record("http://s/ab").begin(), Before::Begun);
@@ -95,7 +99,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_keeps_no_job_from_running() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let record = Record::of(file.path(), String::from("a"));
+        let record = Record::of(file.path(), "a");
         assert_eq!(record.begin(), Before::Nothing);
         record.end();
     }

@@ -219,7 +219,7 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
         sources::Found::Elsewhere(pointer) => {
             let document = document::encode_pointer(&pointer);
             let name = pointer.url.to_string();
-            send_for(&document, name, pointer.deadline, pointer.grace, ends)?;
+            send_for(&document, &name, pointer.deadline, pointer.grace, ends)?;
             let received = match &mut ends.link {
                 Some(link) => link.receive_contract(),
                 None => Err(String::from("there is no link")),
@@ -235,7 +235,7 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
             // Ids are chosen by people, who may choose one twice.
             let report = contract.store.report.as_ref();
             let name = report.map_or_else(|| contract.id.clone(), ToString::to_string);
-            send_for(&document, name, deadline, contract.grace, ends)?;
+            send_for(&document, &name, deadline, contract.grace, ends)?;
         }
         _ => {
             let device = contract.link.as_deref();
@@ -259,7 +259,7 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
 /// It cannot be started; or the job has begun before this boot: then there is a courier for the report.
 fn send_for(
     document: &str,
-    name: String,
+    name: &str,
     deadline: SystemTime,
     grace: Duration,
     ends: &mut Ends,
