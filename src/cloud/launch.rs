@@ -165,7 +165,7 @@ impl Launch<'_> {
     /// `None` when there is no time left, or somebody wants us to end.
     fn upload_and_start(&self) -> Result<Option<Instance>> {
         let (plan, objects) = (self.plan, self.objects);
-        let files = objects::pack(&plan.staging)?;
+        let files = objects::pack(&plan.staging, &|| self.goes_on())?;
         // Whoever writes takes their time, and ends us by the usual signals: see `spool`.
         let stdin = match plan.reads_stdin {
             true => Some(objects::spool(&|| self.goes_on())?),

@@ -248,10 +248,29 @@ impl Read for Segments<'_> {
     }
 }
 
-/// The job's files as their stream, in a file without a name.
-pub(super) fn pack(staging: &Staging) -> Result<File> {
+/// What writes to it goes on for as long as somebody wants it to.
+struct Until<'a, W> {
+    to: W,
+    goes_on: &'a dyn Fn() -> bool,
+}
+
+impl<W: Write> Write for Until<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match (self.goes_on)() {
+            true => self.to.write(bytes),
+            false => Err(io::Error::other("it was stopped")),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// The job's files as their stream, in a file without a name; `goes_on` is asked before each piece.
+pub(super) fn pack(staging: &Staging, goes_on: &dyn Fn() -> bool) -> Result<File> {
     let file = tempfile::tempfile().context("cannot make a file for what is sent")?;
-    let mut encoder = zstd::stream::write::Encoder::new(&file, 0)?;
+    let mut encoder = zstd::stream::write::Encoder::new(Until { to: &file, goes_on }, 0)?;
     staging.send(&mut encoder)?;
     encoder.finish()?.flush()?;
     Ok(file)
