@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use crate::support::{Done, Job, Run};
 
 const SECRET: &str = "the-secret-of-the-host";
+/// `hostfs SOURCE TARGET`: kernels and mount(8) differ in how the source is an option.
+const HOSTFS: &str = "hostfs() { mount -t hostfs none \"$2\" -o \"$1\" || mount -t hostfs none \"$2\" -o \"hostfs=$1\"; }\n";
 
 /// A directory beside the job directory, with a secret in it.
 fn outside(job: &Job) -> PathBuf {
@@ -70,10 +72,11 @@ fn mounting_other_directories_of_the_host() {
     ];
     let lines = sources.iter().map(|source| {
         format!(
-            "mount -t hostfs none /mnt -o '{source}' && {{ cat /mnt/secret /mnt/outside/secret /mnt/{below_root}/secret; umount /mnt; }}\n"
+            "hostfs '{source}' /mnt && {{ cat /mnt/secret /mnt/outside/secret /mnt/{below_root}/secret; umount /mnt; }}\n"
         )
     });
-    let script: String = lines.chain([String::from("echo tried")]).collect();
+    let script: String = [HOSTFS.to_owned()].into_iter().chain(lines).collect();
+    let script = script + "echo tried";
     let Some(confined) = attempt(&job, &script, "required").debian() else {
         return;
     };
@@ -105,10 +108,11 @@ fn a_symbolic_link_that_is_swapped_in() {
         return;
     }
     let script = format!(
-        "mkdir -p sub/deep && mount -t hostfs none /mnt -o \"$PWD/sub\" && ls /mnt >/dev/null
+        "{HOSTFS}
+         mkdir -p sub/deep && hostfs \"$PWD/sub\" /mnt && ls /mnt >/dev/null
          mv sub was && ln -s '{}' sub
          cat /mnt/secret sub/secret; ls /mnt
-         mkdir /mnt2; mount -t hostfs none /mnt2 -o \"$PWD/sub\" && cat /mnt2/secret
+         mkdir /mnt2; hostfs \"$PWD/sub\" /mnt2 && cat /mnt2/secret
          rm -rf sub was; echo tried",
         shown(&outside)
     );
@@ -143,8 +147,9 @@ fn nothing_outside_can_be_written_with_the_hosts_root() {
         return;
     }
     let script = format!(
-        "d='{}'
-         mkdir -p /tmp/m; mount -t hostfs none /tmp/m -o / && {{
+        "{HOSTFS}
+         d='{}'
+         mkdir -p /tmp/m; hostfs / /tmp/m && {{
             echo changed >\"/tmp/m$d/secret\"; echo new >\"/tmp/m$d/new\"; mkdir \"/tmp/m$d/newdir\"
             rm -f \"/tmp/m$d/gone\"; mv \"/tmp/m$d/moved\" \"/tmp/m$d/away\"
             chmod 777 \"/tmp/m$d/mode\"; touch -d 2001-01-01 \"/tmp/m$d/time\"
@@ -198,8 +203,9 @@ fn a_read_only_share_stays_so() {
     }
     let bind = format!("{}:/data:ro", shown(&outside));
     let script = format!(
-        "cat /data/secret; echo x >/data/direct; mount -o remount,rw /data; echo x >/data/remounted
-         mount -t hostfs none /mnt -o '{}' && echo x >/mnt/again
+        "{HOSTFS}
+         cat /data/secret; echo x >/data/direct; mount -o remount,rw /data; echo x >/data/remounted
+         hostfs '{}' /mnt && echo x >/mnt/again
          chmod 777 /data/secret /mnt/secret; touch -d 2001-01-01 /data/secret /mnt/secret; echo tried",
         shown(&outside)
     );

@@ -211,7 +211,11 @@ fn what_is_missing_is_said_before_the_boot() {
         // QEMU is in the daemon's network, which may be another than the launcher's: so it is QEMU who says it.
         _ => "Network is unreachable",
     };
-    run.go().exits(125).says(&["cannot", why]);
+    let done = run.go();
+    // Newer versions of passt are content with that.
+    if job.site.backend == Backend::Libvirt || done.code() != Some(0) {
+        done.exits(125).says(&["cannot", why]);
+    }
     let run = job.run(&["true"]).with(&["--network", "bridge"]);
     run.go()
         .exits(2)
