@@ -189,7 +189,7 @@ impl Error {
                  or a root directory",
             ),
             Error::InUse { path } => format!(
-                "wait for the other machine to end, or run without writing into '{}'",
+                "wait for the other machine to end; machines share '{}' when none of them writes into it",
                 path.display()
             ),
             Error::Replaced { .. } => String::from("try again when nothing writes to it"),

@@ -9,7 +9,7 @@ use crate::codec::{put_entry, put_number, Decoder};
 use crate::entry::{order, Entry, Hash, HASH_LEN};
 use crate::{rules, Error, Result};
 
-const MAGIC: &[u8] = b"apppot-base 1\n";
+pub(crate) const MAGIC: &[u8] = b"apppot-base 1\n";
 /// Longest encoded entry; one with [`MAX_RUNS`](crate::codec::MAX_RUNS) holes fits.
 pub(crate) const MAX_RECORD: u64 = 8 << 20;
 /// Most entries of a base.

@@ -301,7 +301,12 @@ impl Launch<'_> {
 
     /// Puts results into their places, as far as they are there. Whether they are to be kept in the cloud.
     fn take_results(&self, ending: Ending) -> Result<(Ending, bool)> {
-        if !objects::has(&self.objects.list()?, "results") {
+        let sizes = self.objects.list()?;
+        if !sizes.keys().any(|name| objects::is_of_machine(name)) {
+            // The job had not begun, so that nothing is missing.
+            return Ok((ending, false));
+        }
+        if !objects::has(&sizes, "results") {
             let missing = || String::from("the machine has stored none");
             let ending = match ending.has_results() {
                 true => ending.without_results(missing()),

@@ -175,6 +175,12 @@ pub(super) fn segment(stream: &str, index: usize) -> String {
     format!("{stream}/{index:02}")
 }
 
+/// Whether it is the machine that stores what has this name.
+pub(super) fn is_of_machine(name: &str) -> bool {
+    let own = ["stdout/", "stderr/", "results/", REPORT];
+    own.iter().any(|start| name.starts_with(start))
+}
+
 /// Whether there is something of a stream.
 pub(super) fn has(sizes: &Sizes, stream: &str) -> bool {
     sizes.contains_key(&segment(stream, 0))

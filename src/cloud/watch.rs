@@ -10,7 +10,7 @@ use apppot_contract::store::{REFRESH, SAVING};
 use apppot_contract::Report;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
-use super::objects::{Objects, Position, Sizes, REPORT};
+use super::objects::{is_of_machine, Objects, Position, Sizes, REPORT};
 use super::plan::Plan;
 use crate::cli::General;
 use crate::failure::warn;
@@ -181,13 +181,12 @@ impl<'a> Watch<'a> {
     }
 
     fn note_growth(&mut self, sizes: &Sizes) {
-        let own = ["stdout/", "stderr/", "results/", REPORT];
-        let of_machine = |name: &&String| own.iter().any(|start| name.starts_with(start));
-        let names: Vec<&String> = sizes.keys().filter(of_machine).collect();
-        if names.is_empty() {
+        let own = sizes.iter().filter(|(name, _)| is_of_machine(name));
+        let own: Vec<u64> = own.map(|(_, size)| *size).collect();
+        if own.is_empty() {
             return;
         }
-        let stored = names.iter().map(|name| sizes[*name]).sum();
+        let stored = own.iter().sum();
         if self.stored.replace(stored) != Some(stored) {
             self.grown = Instant::now();
         }

@@ -29,7 +29,7 @@ use crate::failure::{hinted, warn};
 use crate::files::lacks_space;
 use crate::outcome;
 use crate::session::{self, terminal, Signals, Terms};
-use crate::staging::{Staging, Wishes};
+use crate::staging::{self, Staging, Wishes};
 
 /// Runs `workload` and returns the exit status.
 ///
@@ -215,9 +215,15 @@ fn serve(
         show::describe(machine.as_ref(), spec, &format!("{channel}{why}"));
     }
     let ended = session::serve(machine.as_mut(), signals, terms)?;
-    // The guest knows only that a write has failed.
+    if ended.ending.exit_status() == outcome::FAILED {
+        warn_of_full_disks(spec, terms);
+    }
+    show::conclude(args, general, &spec.contract.id, machine.facts(), &ended)
+}
+
+/// The guest knows only that a write has failed.
+fn warn_of_full_disks(spec: &MachineSpec, terms: &Terms) {
     let kept = match &spec.writes {
-        _ if ended.ending.exit_status() != outcome::FAILED => None,
         Writes::Overlay(path) => Some(path),
         Writes::Image => Some(&spec.image.path),
         Writes::Memory => None,
@@ -228,7 +234,14 @@ fn serve(
             path.display()
         ));
     }
-    show::conclude(args, general, &spec.contract.id, machine.facts(), &ended)
+    let staging = terms.files.as_deref();
+    if let Some(directory) = staging.and_then(Staging::full_directory) {
+        warn(&format!(
+            "no space is left in '{}', which has the disk with the job's results; {}",
+            directory.display(),
+            staging::ROOM
+        ));
+    }
 }
 
 /// How the host's side of the link deals with this machine.

@@ -269,6 +269,9 @@ fn open_image(path: &Path) -> Result<Image> {
         false if crate::cloud::is_image(&path) && !path.exists() => {
             there_is_none("images of a cloud start there: --backend ec2")
         }
+        false if store::is_name(&path) && !path.exists() => there_is_none(
+            "nor an image of this name in the store, see 'apppot image list'; 'apppot image build' and 'import' make them",
+        ),
         false => error.into(),
     })
 }

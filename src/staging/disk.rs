@@ -9,6 +9,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use apppot_snapshot::transfer::RESULTS;
 
+use crate::failure::hinted;
+
 /// Disks are whole sectors, and hold at least one.
 const SECTOR: u64 = 4096;
 /// What tar adds to the contents of files, at most, and some room.
@@ -17,9 +19,15 @@ const OVERHEAD: u64 = 1 << 30;
 /// blocks of 4 KiB).
 const MOST: u64 = 15 << 40;
 
+/// What helps where there is no room for them.
+pub(crate) const ROOM: &str =
+    "set TMPDIR to a directory with more room, or do without disks: --channel link";
+
 /// The disks of one machine.
 #[derive(Debug)]
 pub(super) struct Disks {
+    /// Where they are.
+    pub(super) directory: PathBuf,
     pub(super) input: Arc<File>,
     pub(super) results: Arc<File>,
 }
@@ -34,16 +42,18 @@ impl Disks {
             })
         };
         let (input, results) = (make()?, make()?);
-        results.write_all_at(RESULTS, 0)?;
         // A file with a hole: only what is written takes room.
         let size = most.saturating_add(OVERHEAD).min(MOST) / SECTOR * SECTOR;
-        results.set_len(size).with_context(|| {
-            format!(
-                "cannot make a disk for results in '{}'",
-                directory.display()
-            )
-        })?;
+        let begun = results.write_all_at(RESULTS, 0);
+        begun
+            .and_then(|()| results.set_len(size))
+            .map_err(|error| {
+                let place = directory.display();
+                hinted(error.to_string(), ROOM)
+                    .context(format!("cannot make a disk for results in '{place}'"))
+            })?;
         Ok(Disks {
+            directory,
             input: Arc::new(input),
             results: Arc::new(results),
         })

@@ -6,7 +6,7 @@ mod received;
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 use apppot_backends::spec::{Disk, MachineSpec, Writes};
@@ -18,9 +18,11 @@ use apppot_snapshot::transfer::{
 };
 
 use self::disk::Disks;
+pub(crate) use self::disk::ROOM;
 pub(crate) use self::received::Received;
 use crate::caller::JobDirectory;
 use crate::failure::{hinted, warn};
+use crate::files::lacks_space;
 use crate::progress::Progress;
 use crate::units::Size;
 
@@ -128,14 +130,22 @@ impl Staging {
         let output = read(&wishes.output, "--output")?;
         let listing = list(&root, true)
             .with_context(|| format!("cannot read the job directory '{}'", root.display()))?;
-        Ok(Staging {
+        let mut idle = Vec::new();
+        for pattern in wishes.input.iter().filter(|one| !one.starts_with('!')) {
+            if !listing.has_any(&read(std::slice::from_ref(pattern), "--input")?) {
+                idle.push(format!("nothing here matches --input '{pattern}'"));
+            }
+        }
+        let staging = Staging {
             root,
             id: id.to_owned(),
             output,
             sent: listing.narrowed(&input),
             wishes,
             disks: None,
-        })
+        };
+        staging.warn_all(idle);
+        Ok(staging)
     }
 
     /// For results alone, of a job whose files nobody here knows: what is in `root` and differs is kept beside.
@@ -179,6 +189,7 @@ impl Staging {
         };
         const INPUT: &str = "the job's files (tar)";
         const RESULTS: &str = "results (tar)";
+        const UNWRITTEN: &str = "cannot write the job's files to their disk";
         if !starts {
             disk(INPUT, None, false);
             disk(RESULTS, None, true);
@@ -186,15 +197,23 @@ impl Staging {
         }
         let disks = Disks::make(self.wishes.limits.bytes)?;
         let mut out = BufWriter::with_capacity(1 << 20, &*disks.input);
-        self.send(&mut out)
-            .context("cannot write the job's files to their disk")?;
-        out.flush()?;
+        let written = self.send(&mut out).and_then(|()| Ok(out.flush()?));
         drop(out);
-        disks.finish_input()?;
+        let written = written.and_then(|()| disks.finish_input());
+        written.map_err(|error| match lacks_space(&disks.directory) {
+            true => hinted(format!("{error:#}"), ROOM).context(UNWRITTEN),
+            false => error.context(UNWRITTEN),
+        })?;
         disk(INPUT, Some(&disks.input), false);
         disk(RESULTS, Some(&disks.results), true);
         self.disks = Some(disks);
         Ok(())
+    }
+
+    /// The directory of the disks, when there is no room left for what the guest writes to them.
+    pub(crate) fn full_directory(&self) -> Option<&Path> {
+        let disks = self.disks.as_ref()?;
+        Some(&*disks.directory).filter(|directory| lacks_space(directory))
     }
 
     /// Whether the streams are on the link.

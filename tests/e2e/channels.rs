@@ -381,6 +381,13 @@ fn say_what_does_not_travel() {
     let done = by(job.sh("test ! -e socket"), "link").go();
     done.exits(0)
         .says(&["'socket' is not sent: it is a socket"]);
+    // What nobody wants is not missed.
+    job.put("data", "x");
+    let run = by(job.sh("cat data; test ! -e typo"), "link");
+    let done = run.with(&["--input", "data", "--input", "/typo"]).go();
+    let done = done.exits(0).prints("x");
+    let said = "nothing here matches --input '/typo'";
+    assert!(done.stderr.contains(said) && !done.stderr.contains("socket"));
     drop(socket);
 }
 

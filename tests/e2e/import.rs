@@ -210,6 +210,9 @@ fn names_in_the_store() {
         .go()
         .exits(0)
         .shows(&["\"name\": \"small-1.0\"", text(&path)]);
+    let run = job.run(&["true"]).with(&["--image", "small-2.0"]);
+    let run = run.env("XDG_DATA_HOME", &data);
+    run.go().exits(125).says(&["no image file", "in the store"]);
     let sum = sha256(&path);
     with(&["info", "small-1.0"]).go().exits(0).shows(&[
         "a raw partition image",

@@ -91,11 +91,14 @@ fn bad_archives_stop_the_job_before_it_runs() {
     damaged[whole.len() / 2] ^= 1;
     job.put("damaged", &damaged);
     job.put("other", b"a text");
+    let words = ["snap", "base", image.to_str().unwrap(), "-o", "base"];
+    job.apppot(&words).go().exits(0);
     for (name, reason) in [
         ("missing", "No such file"),
         ("truncated", "is truncated"),
         ("damaged", "is damaged"),
         ("other", "is no changes archive"),
+        ("base", "is a recorded base"),
     ] {
         let run = job.sh(": >ran").image(&image).with(&["--changes", name]);
         run.go().exits(125).says(&[name, reason]);

@@ -6,7 +6,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use super::chunks::{Aligned, Chunks};
 use super::writer::member;
 use super::{Manifest, SECTOR, TRAILER, TRAILER_MAGIC};
-use crate::base::WINDOW_LOG;
+use crate::base::{MAGIC as BASE_MAGIC, WINDOW_LOG};
 use crate::entry::{Content, Entry, Hash, Kind, HASH_LEN};
 use crate::{tar, Error, Result};
 
@@ -146,17 +146,36 @@ fn trailer(file: &File) -> Result<(u64, Hash)> {
         )));
     }
     if len < TRAILER as u64 || len % SECTOR != 0 {
-        return Err(Error::Truncated);
+        return Err(without_end(file));
     }
     block.read(file, len - SECTOR).map_err(failed(what))?;
     let end = block.bytes();
     let (rest, hash) = end.split_at(end.len() - HASH_LEN);
     if !rest.ends_with(TRAILER_MAGIC) {
-        return Err(Error::Truncated);
+        return Err(without_end(file));
     }
     let mut id = [0; HASH_LEN];
     id.copy_from_slice(hash);
     Ok((len, id))
+}
+
+/// What is wrong with a file that does not end as archives do.
+fn without_end(mut file: &File) -> Error {
+    let mut start = Vec::new();
+    if file.rewind().is_ok() {
+        if let Ok(decoder) = zstd::Decoder::new(file) {
+            // As much as there is.
+            let _ = decoder
+                .take(BASE_MAGIC.len() as u64)
+                .read_to_end(&mut start);
+        }
+    }
+    match start == BASE_MAGIC {
+        true => Error::NotArchive(String::from(
+            "it is a recorded base, which 'apppot snap changes --base' takes",
+        )),
+        false => Error::Truncated,
+    }
 }
 
 fn read_manifest(input: &mut impl Read) -> Result<Manifest> {

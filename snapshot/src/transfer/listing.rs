@@ -245,10 +245,20 @@ impl Listing {
     /// Only what the patterns want of it.
     #[must_use]
     pub fn narrowed(self, patterns: &Patterns) -> Self {
+        let skipped = self.skipped.iter();
+        let missed = skipped.filter(|(path, _)| patterns.keep(path, false));
         Listing {
             items: self.select(patterns).into_iter().cloned().collect(),
+            skipped: missed.cloned().collect(),
             ..self
         }
+    }
+
+    /// Whether any name matches these patterns.
+    #[must_use]
+    pub fn has_any(&self, patterns: &Patterns) -> bool {
+        let mut items = self.items.iter();
+        items.any(|item| patterns.keep(&item.path, item.is_directory()))
     }
 
     /// What has changed since `before`, as far as the patterns want it.
