@@ -30,11 +30,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Of the job with this name, which may be a secret and is kept as its hash. A disk may be a copy of another
-    /// machine's: with another job's record.
-    pub(crate) fn of(root: &Path, name: &str) -> Self {
+    /// Of the job with this document, whose secrets stay out of the record: it has a hash. A disk may be a copy of
+    /// another machine's: with another job's record.
+    pub(crate) fn of(root: &Path, document: &str) -> Self {
         let path = root.join(RECORD);
-        let job = blake3::hash(name.as_bytes()).to_string();
+        let job = blake3::hash(document.as_bytes()).to_string();
         Record { path, job }
     }
 
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn a_job_begins_once() {
         let root = tempfile::tempdir().unwrap();
-        let record = |name: &str| Record::of(root.path(), name);
+        let record = |document: &str| Record::of(root.path(), document);
         assert_eq!(record("http://s/a").begin(), Before::Nothing);
         assert_eq!(record("http://s/a").begin(), Before::Begun);
         record("http://s/a").end();

@@ -218,8 +218,7 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
         sources::Found::Contract(contract) => contract,
         sources::Found::Elsewhere(pointer) => {
             let document = document::encode_pointer(&pointer);
-            let name = pointer.url.to_string();
-            send_for(&document, &name, pointer.deadline, pointer.grace, ends)?;
+            send_for(&document, pointer.deadline, pointer.grace, ends)?;
             let received = match &mut ends.link {
                 Some(link) => link.receive_contract(),
                 None => Err(String::from("there is no link")),
@@ -232,10 +231,7 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
     match contract.deadline {
         Some(deadline) if !contract.store.is_empty() => {
             let document = document::encode(&contract);
-            // Ids are chosen by people, who may choose one twice.
-            let report = contract.store.report.as_ref();
-            let name = report.map_or_else(|| contract.id.clone(), ToString::to_string);
-            send_for(&document, &name, deadline, contract.grace, ends)?;
+            send_for(&document, deadline, contract.grace, ends)?;
         }
         _ => {
             let device = contract.link.as_deref();
@@ -253,13 +249,12 @@ fn connect(found: sources::Found, ends: &mut Ends) -> Result<Option<Contract>, F
     Ok(Some(*contract))
 }
 
-/// Starts the courier for the job of that name. From here on the machine ends in time, whatever happens.
+/// Starts the courier for the job of that document. From here on the machine ends in time, whatever happens.
 ///
 /// # Errors
 /// It cannot be started; or the job has begun before this boot: then there is a courier for the report.
 fn send_for(
     document: &str,
-    name: &str,
     deadline: SystemTime,
     grace: Duration,
     ends: &mut Ends,
@@ -271,7 +266,8 @@ fn send_for(
     let leash = end.map(watchdog::start).transpose().step(step)?;
     ends.leash = leash;
     let root = Path::new("/");
-    let record = Record::of(root, name);
+    // Ids are chosen by people, who may choose one twice; deadlines and signatures make each document another.
+    let record = Record::of(root, document);
     let before = record.begin();
     if before == Before::Ended {
         return Err(Failure::new("starting the job", "it has ended before"));

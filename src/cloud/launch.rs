@@ -22,7 +22,7 @@ use crate::run;
 use crate::session::{console, ends_the_job, Ended, Signals};
 
 /// How long the end of a machine may take that has been asked to.
-const LAST_WORDS: Duration = Duration::from_secs(60);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// Runs `workload` on a machine of a cloud, and returns the exit status.
 ///
@@ -58,6 +58,14 @@ pub(crate) fn run(
         Ok(instance) => {
             if general.verbose > 0 {
                 show::describe(&plan, &objects, &instance);
+            }
+            if launch.is_asked() && args.ec2.detach {
+                // Nobody has been told of a job. The cloud may not yet list the machine.
+                launch.end(&instance);
+                launch.undo();
+                let asked = launch.asked.get().unwrap_or(libc::SIGTERM);
+                let ending = Ending::Stopped(asked);
+                return conclude(args, general, &plan, Some(&instance.id), started, ending);
             }
             if args.ec2.detach {
                 // With the time of the machine's start, from which on the cloud is to know it.
@@ -233,24 +241,24 @@ impl Launch<'_> {
             }) => self.ec2.console(&instance.id).ok(),
             _ => None,
         };
-        let gone = self.ec2.terminate(&[&instance.id]);
-        if let Err(error) = &gone {
-            warn(&format!(
-                "machine {} may run until {}: {error}",
-                instance.id,
-                apppot_cloud::iso_time(self.plan.deadline)
-            ));
-        }
-        let watched = watched.with_context(|| {
+        let is_gone = self.end(instance);
+        let lost_sight = || {
             format!(
                 "machine {} cannot be watched any more; 'apppot cloud fetch {}' gets what it has stored",
                 instance.id, self.plan.id
             )
-        })?;
-        if gone.is_ok() && !matches!(watched.ending, Ending::Reported(_)) {
-            self.wait_for_silence(&instance.id);
+        };
+        let watched = watched.with_context(lost_sight)?;
+        if is_gone && !matches!(watched.ending, Ending::Reported(_)) {
+            let patience = Instant::now() + LAST_WORDS;
+            let is_enough = || Instant::now() >= patience || self.is_asked();
+            wait_for_silence(&self.ec2, &[&instance.id], &is_enough);
         }
-        let (mut ending, keeps) = self.take_results(watched.ending)?;
+        // It goes on with a job whose objects are still wanted.
+        let goes_on = !is_gone && !matches!(watched.ending, Ending::Reported(_));
+        let (mut ending, keeps) = self
+            .take_results(watched.ending, goes_on)
+            .with_context(lost_sight)?;
         if let Ending::Lost(lost) = &mut ending {
             // It is for the error text only.
             lost.console = console.map_or(Vec::new(), |text| console::tail(&text));
@@ -272,6 +280,19 @@ impl Launch<'_> {
         Ok(ending)
     }
 
+    /// Ends the machine: whether the cloud does.
+    fn end(&self, instance: &Instance) -> bool {
+        let ended = self.ec2.terminate(&[&instance.id]);
+        if let Err(error) = &ended {
+            warn(&format!(
+                "machine {} may run until {}: {error}",
+                instance.id,
+                apppot_cloud::iso_time(self.plan.end())
+            ));
+        }
+        ended.is_ok()
+    }
+
     fn watch(&self, hasty: &Cloud, instance: &Instance) -> Result<Watched> {
         let objects = Objects::new(hasty, &self.plan.bucket, &self.plan.id)?;
         let ec2 = Ec2::new(hasty)?;
@@ -287,23 +308,12 @@ impl Launch<'_> {
         .run()
     }
 
-    /// A machine that is being ended may still store something, which would then stay.
-    fn wait_for_silence(&self, instance: &str) {
-        let end = Instant::now() + LAST_WORDS;
-        let runs = || match self.ec2.instances("instance-id", instance) {
-            Ok(found) => found.iter().any(|machine| !machine.has_ended()),
-            Err(_) => false,
-        };
-        while runs() && Instant::now() < end && !self.is_asked() {
-            std::thread::sleep(POLL);
-        }
-    }
-
-    /// Puts results into their places, as far as they are there. Whether they are to be kept in the cloud.
-    fn take_results(&self, ending: Ending) -> Result<(Ending, bool)> {
+    /// Puts results into their places, as far as they are there. Whether they are to be kept in the cloud, as
+    /// everything is of a machine that goes on with its job.
+    fn take_results(&self, ending: Ending, goes_on: bool) -> Result<(Ending, bool)> {
         let sizes = self.objects.list()?;
         if !sizes.keys().any(|name| objects::is_of_machine(name)) {
-            // The job had not begun, so that nothing is missing.
+            // The job had not begun, so that nothing is missing; without its document it cannot.
             return Ok((ending, false));
         }
         if !objects::has(&sizes, "results") {
@@ -312,18 +322,30 @@ impl Launch<'_> {
                 true => ending.without_results(missing()),
                 false => ending.without_any_results(),
             };
-            return Ok((ending, false));
+            return Ok((ending, goes_on));
         }
         // Also those of a job whose time was over.
-        let goes_on = || !self.is_asked();
-        let received = self.plan.staging.receive(self.objects.results(&goes_on)?);
+        let is_wanted = || !self.is_asked();
+        let received = self.plan.staging.receive(self.objects.results(&is_wanted)?);
         if let Some(signal) = self.asked.get() {
             return Ok((Ending::Stopped(signal), true));
         }
         let Some(failure) = received.failure else {
-            return Ok((ending, false));
+            return Ok((ending, goes_on));
         };
-        let keeps = ending.has_results() || !received.ended_early;
+        let keeps = goes_on || ending.has_results() || !received.ended_early;
         Ok((ending.without_results(failure), keeps))
+    }
+}
+
+/// A machine that is being ended may still store something, which would then stay; until it has ended, or somebody
+/// has waited enough.
+pub(super) fn wait_for_silence(ec2: &Ec2, instances: &[&str], is_enough: &dyn Fn() -> bool) {
+    let runs = |instance: &&str| match ec2.instances("instance-id", instance) {
+        Ok(found) => found.iter().any(|machine| !machine.has_ended()),
+        Err(_) => false,
+    };
+    while instances.iter().any(runs) && !is_enough() {
+        std::thread::sleep(POLL);
     }
 }

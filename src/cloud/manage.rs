@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use apppot_cloud::{iso_time, Config as Cloud, Ec2, Instance, S3};
@@ -11,8 +11,9 @@ use apppot_snapshot::transfer::Limits;
 use serde_json::{json, Value};
 
 use super::args::{Bucket, CloudCommand, Which};
+use super::launch::{wait_for_silence, LAST_WORDS};
 use super::objects::{self, Objects, Position, Record, REPORT, ROOT};
-use super::watch::UNKNOWN;
+use super::watch::{MANY, UNKNOWN};
 use super::{BUCKET_TAG, DEADLINE_TAG, JOB_TAG};
 use crate::caller::JobDirectory;
 use crate::cli::General;
@@ -169,7 +170,16 @@ impl Manager {
         }
         let mut stored = BTreeSet::new();
         if let Some(bucket) = self.named.as_ref().or(self.usual.as_ref()) {
-            for object in S3::new(&self.cloud, bucket)?.list(ROOT)? {
+            let objects = match S3::new(&self.cloud, bucket)?.list(ROOT) {
+                Ok(objects) => objects,
+                Err(error) if by_job.is_empty() => return Err(error.into()),
+                // Machines cost something, whatever is wrong with the bucket.
+                Err(error) => {
+                    warn(&format!("jobs without a machine are not listed: {error}"));
+                    Vec::new()
+                }
+            };
+            for object in objects {
                 let rest = object.key.strip_prefix(ROOT).unwrap_or_default();
                 stored.extend(rest.split_once('/').map(|(job, _)| job.to_owned()));
             }
@@ -220,45 +230,64 @@ impl Manager {
         }
     }
 
+    /// Ends jobs, or without names all machines that should have ended. One that cannot be ended keeps none of
+    /// the others.
     fn reap(&self, jobs: &[String], general: &General) -> Result<u8> {
-        let mut ended = Vec::new();
-        if jobs.is_empty() {
-            let now = iso_time(SystemTime::now());
-            for machine in self.machines()? {
-                // Times of that form compare as their texts do; another form is none of ours.
-                let is_past = |deadline: &str| deadline.len() == now.len() && deadline < &now[..];
-                if machine.tag(DEADLINE_TAG).is_some_and(is_past) {
-                    ended.push((
-                        machine.tag(JOB_TAG).unwrap_or_default().to_owned(),
-                        machine.id,
-                    ));
-                }
-            }
-        }
+        let mut failures = Vec::new();
         for job in jobs {
-            let machines = self.machines_of(job)?;
-            let objects = self.objects(job, &machines)?;
-            if machines.is_empty() && objects.list()?.is_empty() {
-                return Err(hinted(
-                    format!("there is no job '{job}'"),
-                    "'apppot cloud ls' lists those that there are",
-                ));
+            match self.reap_job(job) {
+                Ok(instance) => print_reaped(job, instance.as_deref(), general),
+                Err(error) => failures.push(error),
             }
-            let running = machines.iter().filter(|one| one.state != "terminated");
-            let running: Vec<&str> = running.map(|one| &one.id[..]).collect();
-            if !running.is_empty() {
-                self.ec2.terminate(&running)?;
+        }
+        let overdue = match jobs.is_empty() {
+            true => self.overdue()?,
+            false => Vec::new(),
+        };
+        for machine in overdue {
+            let job = machine.tag(JOB_TAG).unwrap_or_default();
+            match self.ec2.terminate(&[&machine.id]) {
+                Ok(()) => print_reaped(job, Some(&machine.id), general),
+                Err(error) => failures.push(
+                    anyhow::Error::from(error)
+                        .context(format!("cannot end machine {}", machine.id)),
+                ),
             }
-            objects.delete()?;
-            print_reaped(job, running.first().copied(), general);
         }
-        for (job, id) in ended {
-            self.ec2
-                .terminate(&[&id])
-                .with_context(|| format!("cannot end machine {id}"))?;
-            print_reaped(&job, Some(&id), general);
+        let last = failures.pop();
+        failures.iter().for_each(|error| print(error, general.json));
+        last.map_or(Ok(0), Err)
+    }
+
+    /// Machines that should have ended by themselves.
+    fn overdue(&self) -> Result<Vec<Instance>> {
+        let now = iso_time(SystemTime::now());
+        // Times of that form compare as their texts do; another form is none of ours.
+        let is_past = |deadline: &str| deadline.len() == now.len() && deadline < &now[..];
+        let mut machines = self.machines()?;
+        machines.retain(|machine| machine.tag(DEADLINE_TAG).is_some_and(is_past));
+        Ok(machines)
+    }
+
+    /// Ends a job's machine, and deletes what is stored of it. The machine, when there was one.
+    fn reap_job(&self, job: &str) -> Result<Option<String>> {
+        let machines = self.machines_of(job)?;
+        let objects = self.objects(job, &machines)?;
+        if machines.is_empty() && objects.list()?.is_empty() {
+            return Err(hinted(
+                format!("there is no job '{job}'"),
+                "'apppot cloud ls' lists those that there are",
+            ));
         }
-        Ok(0)
+        let running = machines.iter().filter(|one| one.state != "terminated");
+        let running: Vec<&str> = running.map(|one| &one.id[..]).collect();
+        if !running.is_empty() {
+            self.ec2.terminate(&running)?;
+            let patience = Instant::now() + LAST_WORDS;
+            wait_for_silence(&self.ec2, &running, &|| Instant::now() >= patience);
+        }
+        objects.delete()?;
+        Ok(running.first().map(|&id| id.to_owned()))
     }
 }
 
@@ -272,29 +301,51 @@ fn print_reaped(job: &str, instance: Option<&str>, general: &General) {
     }
 }
 
-/// An answer of the cloud's; `None` when it may come later.
-fn bear<T>(answer: apppot_cloud::Result<T>) -> apppot_cloud::Result<Option<T>> {
-    match answer {
-        Err(error) if error.passes() => Ok(None),
-        answer => answer.map(Some),
+/// What is borne of a cloud that does not answer.
+#[derive(Default)]
+struct Patience {
+    /// How many times in a row.
+    troubles: u32,
+}
+
+impl Patience {
+    /// An answer of the cloud's; `None` when it may come later.
+    fn bear<T>(&mut self, answer: apppot_cloud::Result<T>) -> apppot_cloud::Result<Option<T>> {
+        match answer {
+            Err(error) if error.passes() => {
+                self.troubles += 1;
+                if self.troubles == MANY {
+                    warn(&format!("{error}; it is asked again"));
+                }
+                Ok(None)
+            }
+            answer => {
+                self.troubles = 0;
+                answer.map(Some)
+            }
+        }
     }
 }
 
 impl Found {
     /// Until there is a report, or can be none; `seen` is called with each look.
-    fn until_report(&self, seen: &mut dyn FnMut() -> Result<()>) -> Result<Ending> {
+    fn until_report(&self, seen: &mut dyn FnMut(&mut Patience) -> Result<()>) -> Result<Ending> {
+        let mut patience = Patience::default();
         for look in 0u32.. {
-            let is_running = look % RARELY != 0 || bear(self.is_running())?.unwrap_or(true);
-            seen()?;
-            if let Some(text) = bear(self.objects.report())?.flatten() {
-                // What was stored before the report.
-                seen()?;
-                return Ok(Ending::Reported(
-                    Report::decode(&text).context("the job's report is none")?,
-                ));
-            }
-            if !is_running {
-                break;
+            let asks = look % RARELY == 0;
+            let is_running = !asks || patience.bear(self.is_running())?.unwrap_or(true);
+            seen(&mut patience)?;
+            match patience.bear(self.objects.report())? {
+                Some(Some(text)) => {
+                    // What was stored before the report.
+                    seen(&mut patience)?;
+                    return Ok(Ending::Reported(
+                        Report::decode(&text).context("the job's report is none")?,
+                    ));
+                }
+                // What the machine has stored before its end is there.
+                Some(None) if !is_running => break,
+                _ => {}
             }
             std::thread::sleep(POLL);
         }
@@ -320,7 +371,7 @@ impl Found {
     }
 
     fn wait(&self, general: &General) -> Result<u8> {
-        let ending = self.until_report(&mut || Ok(()))?;
+        let ending = self.until_report(&mut |_| Ok(()))?;
         if let Some(error) = ending.error() {
             print(&error, general.json);
         }
@@ -330,7 +381,7 @@ impl Found {
     fn logs(&self, follow: bool) -> Result<u8> {
         let mut at = [Position::default(); 2];
         if follow {
-            self.until_report(&mut || bear(self.show(&mut at)?).map(drop).map_err(Into::into))?;
+            self.until_report(&mut |patience| Ok(patience.bear(self.show(&mut at)?).map(drop)?))?;
         }
         // What could not be read before.
         self.show(&mut at)??;

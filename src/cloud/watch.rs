@@ -25,8 +25,10 @@ const LOOK: Duration = Duration::from_secs(10);
 const BOOT: Duration = Duration::from_secs(600);
 /// So long the cloud may not know a machine that it has just started.
 pub(super) const UNKNOWN: Duration = Duration::from_secs(120);
+/// How long after the deadline a store that does not answer is asked for what is there.
+const BLINDNESS: Duration = Duration::from_secs(120);
 /// So many requests in a row that fail are spoken of; single ones do, now and then.
-const MANY: u32 = 3;
+pub(super) const MANY: u32 = 3;
 /// Read at once of the job's output, bytes.
 const PIECE: u64 = 1 << 20;
 /// What a reader gets to take the rest of the output when the launcher has been asked to end.
@@ -63,6 +65,8 @@ pub(super) struct Watch<'a> {
     next_look: Instant,
     /// How many times in a row the cloud has not answered.
     troubles: u32,
+    /// Since when nobody knows what the machine has stored.
+    blind: Option<Instant>,
     /// Signals for the job, a line each.
     control: String,
     /// Whether the last of them have not been stored yet.
@@ -101,6 +105,7 @@ impl<'a> Watch<'a> {
             grown: now,
             next_look: now + LOOK,
             troubles: 0,
+            blind: None,
             control: String::new(),
             is_unsent: false,
             asked: None,
@@ -150,8 +155,10 @@ impl<'a> Watch<'a> {
         let end = self.machine_end()?;
         let listed = self.objects.list();
         let Some(sizes) = self.bear(listed)? else {
+            self.blind.get_or_insert_with(Instant::now);
             return Ok(None);
         };
+        self.blind = None;
         self.note_growth(&sizes);
         for which in 0..self.tails.len() {
             if let Some(ending) = self.pass_on(which, &sizes)? {
@@ -340,7 +347,12 @@ impl<'a> Watch<'a> {
             return Ok(Some(Ending::Stopped(signal)));
         }
         let past = SystemTime::now().duration_since(self.plan.deadline).ok();
+        // The launcher may have been stopped for long, or cut off: that says nothing of the machine.
+        let knows = self
+            .blind
+            .is_none_or(|since| past.is_some() && since + BLINDNESS < now);
         Ok(match past {
+            _ if !knows => None,
             Some(_) if self.stored.is_none() => Some(Ending::TooLate),
             Some(past) if past > self.plan.grace + SAVING && !has_grown => Some(Ending::TimedOut),
             None if self.stored.is_none() && self.started.elapsed() > BOOT => {

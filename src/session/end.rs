@@ -13,7 +13,6 @@ use super::files::Files;
 use super::output::Output;
 use super::signals::ends_the_job;
 use super::{terminal, timeout, Ended, Session};
-use crate::failure::warn;
 use crate::outcome::{Ending, Lost};
 
 impl Session<'_> {
@@ -34,7 +33,9 @@ impl Session<'_> {
 
     /// Somebody else wants the machine to shut down: the job ends as by SIGTERM.
     pub(super) fn shut_down(&mut self) -> Result<()> {
-        warn("somebody asked the machine to shut down, so the job is asked to end");
+        // Whoever reads our standard error may not do so now.
+        self.outputs[1]
+            .note("warning: somebody asked the machine to shut down, so the job is asked to end\n");
         self.take_signal(libc::SIGTERM)
     }
 

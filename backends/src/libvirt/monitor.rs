@@ -76,7 +76,7 @@ fn meaning(details: &[u8]) -> Option<MachineEnd> {
     let details: Value = serde_json::from_slice(details).ok()?;
     match details.get("reason")?.as_str()? {
         "guest-shutdown" => Some(MachineEnd::PoweredOff),
-        "guest-reset" => Some(MachineEnd::Reset),
+        "guest-reset" | "host-qmp-system-reset" => Some(MachineEnd::Reset),
         "guest-panic" => Some(MachineEnd::Panicked),
         _ => None,
     }
@@ -92,6 +92,7 @@ mod tests {
             |reason: &str| meaning(format!(r#"{{"guest":true,"reason":"{reason}"}}"#).as_bytes());
         assert_eq!(of("guest-shutdown"), Some(MachineEnd::PoweredOff));
         assert_eq!(of("guest-reset"), Some(MachineEnd::Reset));
+        assert_eq!(of("host-qmp-system-reset"), Some(MachineEnd::Reset));
         assert_eq!(of("guest-panic"), Some(MachineEnd::Panicked));
         assert_eq!(of("host-signal"), None);
         for unknown in ["", "{}", "[]", r#"{"reason": 1}"#] {
