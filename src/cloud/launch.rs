@@ -45,6 +45,8 @@ pub(crate) fn run(
         check_report(path)?;
     }
     show::warn_of_credentials(&plan);
+    // Before there is a machine that somebody waits for.
+    let price = (general.verbose > 0).then(|| show::price(&plan));
     let launch = Launch {
         ec2: Ec2::new(&plan.cloud)?,
         signals: RefCell::new(Signals::take().context("cannot receive signals")?),
@@ -56,8 +58,8 @@ pub(crate) fn run(
     let cannot = || format!("cannot start a machine of '{}'", plan.image);
     let ending = match launch.start().with_context(cannot)? {
         Ok(instance) => {
-            if general.verbose > 0 {
-                show::describe(&plan, &objects, &instance);
+            if let Some(price) = price {
+                show::describe(&plan, &objects, &instance, &price);
             }
             if launch.is_asked() && args.ec2.detach {
                 // Nobody has been told of a job. The cloud may not yet list the machine.

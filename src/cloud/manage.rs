@@ -65,6 +65,7 @@ struct Manager {
 struct Found {
     ec2: Ec2,
     id: String,
+    bucket: String,
     objects: Objects,
 }
 
@@ -96,27 +97,44 @@ impl Manager {
         Ok(all)
     }
 
-    fn machines_of(&self, job: &str) -> Result<Vec<Instance>> {
+    /// A job's machines, and the bucket with what it has stored. Ids are chosen by people: what another bucket has
+    /// of the same name is somebody else's.
+    fn locate(&self, job: &str) -> Result<(Vec<Instance>, String)> {
         // It goes into filters, in which some characters have a meaning, and into names.
         run::check_id(job)?;
-        Ok(self.ec2.instances(&format!("tag:{JOB_TAG}"), job)?)
-    }
-
-    fn objects(&self, job: &str, machines: &[Instance]) -> Result<Objects> {
-        let tagged = machines.iter().find_map(|one| one.tag(BUCKET_TAG));
-        let named = self.named.as_deref().or(tagged);
-        let bucket = named.or(self.usual.as_deref()).ok_or_else(|| {
+        let mut machines = self.ec2.instances(&format!("tag:{JOB_TAG}"), job)?;
+        machines.sort_by_key(Instance::has_ended);
+        let tagged: Vec<&str> = machines
+            .iter()
+            .filter_map(|one| one.tag(BUCKET_TAG))
+            .collect();
+        let usual = self.usual.as_deref().into_iter();
+        let candidates: Vec<&str> = match &self.named {
+            Some(named) => vec![named],
+            None => usual.chain(tagged.iter().copied()).collect(),
+        };
+        let has_stored = |bucket: &&&str| {
+            let objects = Objects::new(&self.cloud, bucket, job);
+            objects.is_ok_and(|objects| objects.list().is_ok_and(|sizes| !sizes.is_empty()))
+        };
+        let bucket = match &candidates[..] {
+            [] => None,
+            [only] => Some(only),
+            several => several.iter().find(has_stored).or(tagged.first()),
+        };
+        let bucket = bucket.map(|&bucket| bucket.to_owned()).ok_or_else(|| {
             hinted(
                 format!("nobody knows where job '{job}' is stored"),
                 "name its bucket with --ec2-bucket, or as ec2-bucket in the configuration",
             )
         })?;
-        Objects::new(&self.cloud, bucket, job)
+        machines.retain(|one| is_of(one, &bucket));
+        Ok((machines, bucket))
     }
 
     fn find(self, which: &Which) -> Result<Found> {
-        let machines = self.machines_of(&which.job)?;
-        let objects = self.objects(&which.job, &machines)?;
+        let (_, bucket) = self.locate(&which.job)?;
+        let objects = Objects::new(&self.cloud, &bucket, &which.job)?;
         if objects.list()?.is_empty() {
             return Err(hinted(
                 format!("there is no job '{}'", which.job),
@@ -126,6 +144,7 @@ impl Manager {
         Ok(Found {
             ec2: self.ec2,
             id: which.job.clone(),
+            bucket,
             objects,
         })
     }
@@ -161,18 +180,19 @@ impl Manager {
     }
 
     fn rows(&self) -> Result<Vec<Row>> {
-        let machines = self.machines()?;
-        let mut by_job: BTreeMap<String, Instance> = BTreeMap::new();
-        for machine in machines {
-            if let Some(job) = machine.tag(JOB_TAG).map(str::to_owned) {
-                by_job.insert(job, machine);
+        let usual = self.named.as_ref().or(self.usual.as_ref());
+        let mut machines = BTreeMap::new();
+        for machine in self.machines()? {
+            let bucket = machine.tag(BUCKET_TAG).or(usual.map(String::as_str));
+            if let (Some(job), Some(bucket)) = (machine.tag(JOB_TAG), bucket) {
+                machines.insert((job.to_owned(), bucket.to_owned()), machine);
             }
         }
         let mut stored = BTreeSet::new();
-        if let Some(bucket) = self.named.as_ref().or(self.usual.as_ref()) {
+        if let Some(bucket) = usual {
             let objects = match S3::new(&self.cloud, bucket)?.list(ROOT) {
                 Ok(objects) => objects,
-                Err(error) if by_job.is_empty() => return Err(error.into()),
+                Err(error) if machines.is_empty() => return Err(error.into()),
                 // Machines cost something, whatever is wrong with the bucket.
                 Err(error) => {
                     warn(&format!("jobs without a machine are not listed: {error}"));
@@ -181,20 +201,18 @@ impl Manager {
             };
             for object in objects {
                 let rest = object.key.strip_prefix(ROOT).unwrap_or_default();
-                stored.extend(rest.split_once('/').map(|(job, _)| job.to_owned()));
+                let job = rest.split_once('/').map(|(job, _)| job.to_owned());
+                stored.extend(job.map(|job| (job, bucket.clone())));
             }
         }
-        let jobs: BTreeSet<String> = by_job.keys().cloned().chain(stored).collect();
-        let mut rows = Vec::new();
-        for job in jobs.into_iter().filter(|job| run::check_id(job).is_ok()) {
-            rows.push(self.row(&job, by_job.get(&job)));
-        }
-        Ok(rows)
+        let jobs: BTreeSet<(String, String)> = machines.keys().cloned().chain(stored).collect();
+        let jobs = jobs.iter().filter(|(job, _)| run::check_id(job).is_ok());
+        Ok(jobs.map(|key| self.row(key, machines.get(key))).collect())
     }
 
-    fn row(&self, job: &str, machine: Option<&Instance>) -> Row {
+    fn row(&self, (job, bucket): &(String, String), machine: Option<&Instance>) -> Row {
         let stored = || -> Result<(Option<Record>, Option<Vec<u8>>)> {
-            let objects = self.objects(job, machine.map_or(&[], std::slice::from_ref))?;
+            let objects = Objects::new(&self.cloud, bucket, job)?;
             Ok((objects.record()?, objects.report()?))
         };
         // One bucket that is somebody else's, or gone, hides no other job.
@@ -271,8 +289,8 @@ impl Manager {
 
     /// Ends a job's machine, and deletes what is stored of it. The machine, when there was one.
     fn reap_job(&self, job: &str) -> Result<Option<String>> {
-        let machines = self.machines_of(job)?;
-        let objects = self.objects(job, &machines)?;
+        let (machines, bucket) = self.locate(job)?;
+        let objects = Objects::new(&self.cloud, &bucket, job)?;
         if machines.is_empty() && objects.list()?.is_empty() {
             return Err(hinted(
                 format!("there is no job '{job}'"),
@@ -289,6 +307,11 @@ impl Manager {
         objects.delete()?;
         Ok(running.first().map(|&id| id.to_owned()))
     }
+}
+
+/// Whether the machine's job may be stored in that bucket.
+fn is_of(machine: &Instance, bucket: &str) -> bool {
+    machine.tag(BUCKET_TAG).is_none_or(|tag| tag == bucket)
 }
 
 fn print_reaped(job: &str, instance: Option<&str>, general: &General) {
@@ -355,7 +378,8 @@ impl Found {
 
     /// Whether the machine has not ended.
     fn is_running(&self) -> apppot_cloud::Result<bool> {
-        let machines = self.ec2.instances(&format!("tag:{JOB_TAG}"), &self.id)?;
+        let mut machines = self.ec2.instances(&format!("tag:{JOB_TAG}"), &self.id)?;
+        machines.retain(|one| is_of(one, &self.bucket));
         if machines.is_empty() {
             return self.is_new();
         }

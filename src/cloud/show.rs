@@ -70,18 +70,18 @@ fn redacted(document: &str) -> String {
 }
 
 /// `-v`: what was started, and what it may cost.
-pub(super) fn describe(plan: &Plan, objects: &Objects, instance: &Instance) {
+pub(super) fn describe(plan: &Plan, objects: &Objects, instance: &Instance, price: &str) {
     say(&format!("machine {}: {BACKEND}", plan.id));
     say(&format!("  image:       {}", plan.image));
     say(&format!("  instance:    {} ({})", instance.id, plan.kind));
     say(&format!("  region:      {}", plan.cloud.region));
     say(&format!("  objects:     {}", objects.place(&plan.bucket)));
     say(&format!("  deadline:    {}", iso_time(plan.deadline)));
-    say(&format!("  price:       {}", price(plan)));
+    say(&format!("  price:       {price}"));
 }
 
 /// What the machine costs, as far as the cloud says so.
-fn price(plan: &Plan) -> String {
+pub(super) fn price(plan: &Plan) -> String {
     let cloud = plan.cloud.hasty();
     let now = SystemTime::now();
     let found = match plan.is_spot {

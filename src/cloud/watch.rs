@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use apppot_cloud::{Ec2, Instance};
-use apppot_contract::store::{REFRESH, SAVING};
+use apppot_contract::store::{MAX_CONTROL, REFRESH, SAVING};
 use apppot_contract::Report;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
@@ -320,6 +320,11 @@ impl<'a> Watch<'a> {
     }
 
     fn send(&mut self, signal: i32) -> Result<()> {
+        // The machine reads so many bytes of them: there is to be room for those that end the job.
+        let is_last = ends_the_job(signal) || signal == libc::SIGKILL;
+        if !is_last && self.control.len() > MAX_CONTROL - 1024 {
+            return Ok(());
+        }
         self.control.push_str(&format!("{signal}\n"));
         self.store_control()
     }

@@ -467,20 +467,32 @@ fn a_detached_job_is_followed_and_reaped() {
     machine.work();
     logs.finish().exits(0).prints("out\n");
     manage(&job, &moto.address, &["wait", &id]).go().exits(0);
-    // A machine that is past its deadline, one that is not, and one that is nobody's.
+    // A machine that is past its deadline, one that is not, one that is nobody's, and another bucket's of this name.
     let make = "import boto3, json, sys\nec2 = boto3.client('ec2')\nfor tags in json.loads(sys.argv[1]):\n    \
                 ec2.run_instances(ImageId='ami-03cf127a', MinCount=1, MaxCount=1, TagSpecifications=[{'ResourceType': \
                 'instance', 'Tags': [{'Key': key, 'Value': tags[key]} for key in tags]}])\nprint('{}')";
-    let tags = r#"[{"apppot:job": "late", "apppot:deadline": "2020-01-01T00:00:00Z", "apppot:bucket": "jobs-of-tests"},
-                   {"other": "x", "apppot:deadline": "2020-01-01T00:00:00Z"}]"#;
-    moto.ask(make, &[tags]);
+    let past = "2020-01-01T00:00:00Z";
+    let tags = serde_json::json!([
+        {"apppot:job": "late", "apppot:deadline": past, "apppot:bucket": BUCKET},
+        {"other": "x", "apppot:deadline": past},
+        {"apppot:job": id, "apppot:bucket": "others"},
+    ]);
+    moto.ask(make, &[&tags.to_string()]);
     let reaped = manage(&job, &moto.address, &["reap"]).go().exits(0);
     assert!(reaped.text().starts_with("late  i-"), "{}", reaped.text());
     let (mut states, _) = left(&moto);
     states.sort();
-    assert_eq!(states, ["running", "running", "terminated"]);
-    manage(&job, &moto.address, &["reap", &id]).go().exits(0);
-    assert_eq!(left(&moto).1, Vec::<String>::new());
+    assert_eq!(states, ["running", "running", "running", "terminated"]);
+    // What is not there keeps nothing else.
+    let reaped = manage(&job, &moto.address, &["reap", "none", &id]).go();
+    reaped
+        .exits(125)
+        .shows(&[&id])
+        .says(&["there is no job 'none'"]);
+    let (mut states, objects) = left(&moto);
+    states.sort();
+    assert_eq!(states, ["running", "running", "terminated", "terminated"]);
+    assert_eq!(objects, Vec::<String>::new());
     for words in [["wait", "a*"], ["reap", "none"]] {
         manage(&job, &moto.address, &words).go().exits(125);
     }
