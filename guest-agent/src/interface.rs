@@ -72,6 +72,11 @@ fn interfaces(table: &str) -> Vec<String> {
 }
 
 impl Way {
+    /// Whether it is by the interface of another.
+    pub(crate) fn is_beside(&self, other: &Way) -> bool {
+        self.interface == other.interface
+    }
+
     /// Connects within `patience`.
     ///
     /// # Errors
@@ -137,6 +142,9 @@ mod tests {
         assert_eq!(found[0], "127.0.0.1:80 on ens5");
         assert_eq!(found.len(), 4);
         assert_eq!(found[3], "127.0.0.1:80");
+        let found = ways(root.path(), &[address, "[::1]:80".parse().unwrap()]);
+        let beside: Vec<bool> = found.iter().map(|way| way.is_beside(&found[0])).collect();
+        assert_eq!(beside[..3], [true, true, false]);
     }
 
     #[test]
