@@ -1,9 +1,10 @@
 //! Signals, and that nothing is left however a run ends.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::{eventually, noise, processes, Backend, Input, Job};
+use crate::support::{eventually, noise, processes, succeeds, Backend, Input, Job};
 
 #[test]
 fn signals_reach_the_command() {
@@ -150,8 +151,9 @@ fn places(job: &Job) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Files of the user's that have something of ours in their names.
-fn left_files(job: &Job) -> Vec<PathBuf> {
+/// Files of the user's that have something of ours in their names. What is there before a test has nothing to do with
+/// it: other tests make such files meanwhile, and what ended a machine as a whole may have left some.
+fn our_files(job: &Job) -> BTreeSet<PathBuf> {
     use std::os::unix::fs::MetadataExt;
     let uid = job.site.user.uid;
     let is_left = |path: &Path| {
@@ -171,10 +173,21 @@ fn left_files(job: &Job) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Waits until there are no files of ours but those of `before`; panics with their names.
+fn only_leaves(job: &Job, before: &BTreeSet<PathBuf>) {
+    let mut left = Vec::new();
+    let removed = succeeds(|| {
+        left = our_files(job).difference(before).cloned().collect();
+        left.is_empty()
+    });
+    assert!(removed, "files are left: {left:?}");
+}
+
 #[test]
 fn a_launcher_that_is_killed_leaves_nothing() {
     let Some(job) = Job::new() else { return };
     const TIMES: u32 = 20;
+    let before = our_files(&job);
     let boot = boot_time(&job);
     for moment in 0..TIMES {
         let running = job
@@ -201,7 +214,7 @@ fn a_launcher_that_is_killed_leaves_nothing() {
             })
         });
     }
-    eventually("files are removed", || left_files(&job).is_empty());
+    only_leaves(&job, &before);
 }
 
 #[test]
@@ -237,8 +250,9 @@ fn a_job_with_its_memory_on_a_disk_leaves_nothing_either() {
 #[test]
 fn an_ordinary_end_leaves_nothing() {
     let Some(job) = Job::new() else { return };
+    let before = our_files(&job);
     job.sh("touch file").go().exits(0);
-    eventually("files are removed", || left_files(&job).is_empty());
+    only_leaves(&job, &before);
     let names: Vec<_> = std::fs::read_dir(job.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())

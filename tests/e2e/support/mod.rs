@@ -39,12 +39,20 @@ pub(crate) const PANIC_OPTIONS: [&str; 3] = ["--root", "--memory", "128M"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` holds; panics with `what` when it does not.
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(succeeds(condition), "not within {PATIENCE:?}: {what}");
+}
+
+/// Waits until `condition` holds; whether it did.
+pub(crate) fn succeeds(mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        if Instant::now() >= end {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    true
 }
 
 /// Reproducible bytes of every value.
