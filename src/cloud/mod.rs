@@ -11,6 +11,7 @@
 mod args;
 mod kinds;
 mod launch;
+mod list;
 mod manage;
 mod objects;
 mod plan;
