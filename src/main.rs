@@ -77,6 +77,9 @@ pub(crate) fn here() -> Result<Config> {
 
 fn show_config(as_json: bool) -> Result<u8> {
     let mut rows = here()?.rows();
+    for name in config::unknown_variables() {
+        failure::warn(&format!("{name} is no variable of AppPot's; it is ignored"));
+    }
     for row in rows.iter_mut().filter(|row| row.key == "kernel") {
         if row.origin == Origin::BuiltIn.to_string() {
             (row.value, row.origin) = found_kernel();

@@ -88,7 +88,7 @@ impl Lost {
         Self::new(match end {
             MachineEnd::PoweredOff => String::from("the guest powered off without a report"),
             MachineEnd::Panicked => String::from("the guest's kernel panicked"),
-            MachineEnd::Reset => String::from("the guest's kernel panicked or rebooted"),
+            MachineEnd::Reset => String::from("the guest's kernel panicked, or the machine was reset"),
             MachineEnd::Stopped => String::from("the hypervisor stopped the machine"),
             MachineEnd::Failed(status) => {
                 format!("the hypervisor failed with exit status {status}")

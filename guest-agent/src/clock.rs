@@ -31,11 +31,12 @@ nix::ioctl_read!(
     RtcTime
 );
 
-/// The hardware clock has whole seconds: on average, half of its last one has passed.
-const HALF_A_SECOND: Duration = Duration::from_millis(500);
+/// What the hardware clock counts in.
+const SECOND: Duration = Duration::from_secs(1);
 
-/// Sets the clock by the hardware clock, where there is one and they differ by more than its precision.
-/// What fails only leaves the clock as it is.
+/// Sets the clock by the hardware clock, where there is one and they differ by more than its precision: to a time
+/// that is not ahead of the host's, for a job must not end before its deadline. What fails only leaves the clock as
+/// it is.
 pub(crate) fn set() {
     if let Some(time) = hardware_clock().ok().and_then(|time| seconds(&time)) {
         if let Some(time) = correction(SystemTime::now(), time) {
@@ -68,9 +69,10 @@ fn seconds(time: &RtcTime) -> Option<u64> {
 
 /// What the clock is to be set to, in time since the epoch; `None` when it is right.
 fn correction(now: SystemTime, hardware: u64) -> Option<Duration> {
-    let hardware = Duration::from_secs(hardware) + HALF_A_SECOND;
+    let hardware = Duration::from_secs(hardware);
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now.abs_diff(hardware) > HALF_A_SECOND).then_some(hardware)
+    let is_right = (hardware..hardware + SECOND).contains(&now);
+    (!is_right).then_some(hardware)
 }
 
 #[cfg(test)]
@@ -100,11 +102,11 @@ mod tests {
     #[test]
     fn only_a_clock_that_is_wrong_is_set() {
         let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
-        assert_eq!(correction(at(100_900), 100), None);
-        assert_eq!(correction(at(100_100), 100), None);
-        let right = Some(Duration::from_millis(100_500));
-        assert_eq!(correction(at(99_900), 100), right);
-        assert_eq!(correction(at(109_000), 100), right);
-        assert_eq!(correction(at(95_000), 100), right);
+        for right in [100_000, 100_500, 100_999] {
+            assert_eq!(correction(at(right), 100), None);
+        }
+        for wrong in [95_000, 99_999, 101_000, 109_000] {
+            assert_eq!(correction(at(wrong), 100), Some(Duration::from_secs(100)));
+        }
     }
 }

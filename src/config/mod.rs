@@ -93,6 +93,22 @@ fn variables() -> Result<Layers> {
     Ok(layers)
 }
 
+/// Variables that a job finds in its environment, where there may be another `apppot`.
+const OF_JOBS: [&str; 2] = ["APPPOT_ID", "APPPOT_JOBDIR"];
+
+/// Names of the environment that look like ours and mean nothing: most are misspelt.
+pub(crate) fn unknown_variables() -> Vec<String> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let ours = names.filter(|name| name.starts_with("APPPOT_"));
+    let known = |name: &&str| {
+        let configured = table::VARIABLES.iter().any(|(other, _)| other == name);
+        configured || OF_JOBS.contains(name)
+    };
+    let mut unknown: Vec<String> = ours.filter(|name| !known(&&name[..])).collect();
+    unknown.sort();
+    unknown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

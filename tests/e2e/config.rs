@@ -68,6 +68,15 @@ fn every_value_has_an_origin() {
 }
 
 #[test]
+fn variables_that_mean_nothing_are_named() {
+    let Some(job) = Job::new() else { return };
+    let run = show(&job).env("APPPOT_MEMROY", "1G").env("APPPOT_ID", "x");
+    let done = run.go().exits(0).says(&["APPPOT_MEMROY is no variable"]);
+    assert!(!done.stderr.contains("APPPOT_ID"), "{}", done.stderr);
+    assert_eq!(row(&done.text(), "memory").1, "built-in");
+}
+
+#[test]
 fn is_followed() {
     let Some(job) = Job::new() else { return };
     let data = job.directory_beside("data");

@@ -71,16 +71,19 @@ fn two_jobs_of_one_name_are_refused() {
 }
 
 #[test]
-fn destroyed_from_outside() {
+fn ended_from_outside() {
     let Some((job, site)) = job() else { return };
-    let running = job
-        .sh("echo up; sleep 600")
-        .with(&["--id", "victim"])
-        .start();
-    running.until_it_prints("up");
-    virsh(site, &["destroy", "victim"]);
-    let done = running.finish().exits(125);
-    done.says(&["error: ", "destroyed by someone else"]);
+    for (request, reason) in [
+        ("destroy", "destroyed by someone else"),
+        ("reset", "the machine was reset"),
+    ] {
+        let script = "echo up; sleep 600";
+        let running = job.sh(script).with(&["--id", request]).start();
+        running.until_it_prints("up");
+        virsh(site, &[request, request]);
+        running.finish().exits(125).says(&["error: ", reason]);
+        eventually("the domain is gone", || !is_listed(site, request));
+    }
 }
 
 #[test]
